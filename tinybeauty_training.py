@@ -1,0 +1,1171 @@
+"""Train TinyBeauty, a makeup network of under 100 KB, from pairs of aligned faces (bare, made up).
+
+    python tinybeauty_training.py                                     # demo pairs, config.yaml
+    python tinybeauty_training.py --data_dir my_pairs --epochs 100    # any key of config.yaml is a flag
+    python tinybeauty_training.py --config my.yaml --output_dir runs/plum
+
+The network looks at a bare face and returns a residual; `(source + residual).clamp(0, 1)` is the same
+face made up. Into `output_dir` go three networks that ship (int8, under 100,000 bytes each:
+tinybeauty_best_loss.pt, tinybeauty_best_psnr.pt, tinybeauty_final.pt), the state of the run
+(tinybeauty_last.ckpt), metrics.csv, samples_epoch_XXX.png and the settings used (config.yaml).
+
+Method: stage 4 of Jin et al., "Toward Tiny and High-quality Facial Makeup with Data Amplify Learning",
+ECCV 2024, arXiv 2403.15033. The U-Net, the small files and the start are our own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import csv
+import ctypes
+import difflib
+import hashlib
+import io
+import math
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import yaml
+from PIL import Image, ImageDraw, ImageOps
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+from torch.utils.data import Dataset
+from torch.utils.flop_counter import FlopCounterMode
+from torchmetrics.functional.image import structural_similarity_index_measure
+from torchvision.transforms.v2 import functional as TF
+from torchvision.utils import make_grid
+from tqdm import tqdm
+
+HERE = Path(__file__).resolve().parent
+DEMO_DIR = "data/demo"
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
+LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, what "grey" means in Pillow and OpenCV too
+FORMAT = "tinybeauty"
+FORMAT_VERSION = 1
+
+
+class UserError(Exception):
+    """Something a person can mend; `main` prints it after `error: ` and exits with code 1."""
+
+
+def list_some(names: Iterable[object], most: int = 5) -> str:
+    """Return up to `most` names for a message, and how many more there are."""
+    names = [str(name) for name in names]
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+# ======================================================================================================
+# Configuration: flag over YAML over default
+# ======================================================================================================
+
+
+class Config(BaseModel):
+    """Every hyperparameter once, checked. `config.yaml` lists the same keys with the same defaults."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    # data
+    data_dir: str = Field(DEMO_DIR, description="folder with source/, target/ and, if there, eye_mask/")
+    image_size: int = Field(256, ge=16, le=1024, multiple_of=8, description="pixels a side")
+    val_fraction: float = Field(0.1, gt=0, lt=1, description="share of the people held out for validation")
+    person_pattern: str = Field("(.+)", description="regex on the file stem; group 1 is the person")
+    flip: bool = Field(True, description="mirror half of the training pairs, another half each epoch")
+    # training
+    epochs: int = Field(50, ge=1, description="passes over the training pairs")
+    batch_size: int = Field(32, ge=1, description="pairs an optimizer step")
+    learning_rate: float = Field(2e-4, gt=0, le=1, description="Adam's at the start")
+    lr_factor: float = Field(0.5, gt=0, lt=1, description="learning rate *= this when val/loss stalls")
+    lr_patience: int = Field(3, ge=0, description="epochs without a better val/loss before that")
+    l1_weight: float = Field(1.0, ge=0, description="weight of the mean absolute error")
+    eyeliner_weight: float = Field(0.5, ge=0, description="weight of the eyeliner loss")
+    seed: int = Field(42, ge=0, lt=2**63, description="same seed, same machine, same bytes (CPU)")
+    # output
+    output_dir: str = Field("tinybeauty_model", description="folder for everything a run writes")
+    sample_every: int = Field(5, ge=1, description="epochs between sample grids")
+    max_model_bytes: int = Field(100_000, ge=1, description="a warning says so when a .pt is larger")
+    # device
+    device: Literal["auto", "cuda", "mps", "cpu"] = Field("auto", description="auto, cuda, mps or cpu")
+    precision: Literal["auto", "bfloat16", "float32"] = Field(
+        "auto", description="auto, bfloat16 or float32 for the convolutions while training"
+    )
+    # tracking
+    wandb_mode: Literal["auto", "online", "offline", "disabled"] = Field(
+        "auto", description="auto (online with an account, else offline), online, offline or disabled"
+    )
+    wandb_project: str = Field("tinybeauty", min_length=1, description="the dashboard's project")
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _refuse_bool_as_number(cls, value: Any, info: Any) -> Any:
+        if isinstance(value, bool) and cls.model_fields[info.field_name].annotation in (int, float):
+            raise ValueError(f"must be a number, got {value}")
+        return value
+
+    @field_validator("person_pattern")
+    @classmethod
+    def _check_person_pattern(cls, value: str) -> str:
+        try:
+            pattern = re.compile(value)
+        except re.error as error:
+            raise ValueError(f"must be a regular expression, got {value!r} ({error})") from None
+        if not pattern.groups:
+            raise ValueError(f"must have a group that catches the person, such as '(.+)_look', got {value!r}")
+        return value
+
+
+def explain_problem(problem: dict[str, Any]) -> str:
+    """Return one line for one of pydantic's errors: key, what is wrong, what was found."""
+    key = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        close = difflib.get_close_matches(key, Config.model_fields, n=1)
+        return f"{key}: unknown key" + (f", did you mean {close[0]}?" if close else "")
+    if problem["type"] == "value_error":
+        return f"{key}: {problem['ctx']['error']}"
+    text = problem["msg"].replace("Input should", "must")
+    text = text.replace("greater than or equal to", "at least").replace("less than or equal to", "at most")
+    return f"{key}: {text}, got {problem['input']!r}"
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Return the keys of a YAML file.
+
+    Raises:
+        UserError: the file is missing, no YAML, or no list of `key: value`.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read the configuration {path}: {error}") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise UserError(f"{path} must hold lines of `key: value`, found a {type(values).__name__}")
+    return {str(key): value for key, value in values.items()}
+
+
+def load_config(flags: dict[str, Any], path: Path) -> Config:
+    """Return the checked configuration: flag over YAML over default.
+
+    Raises:
+        UserError: lists every unknown key, wrong type and value out of range at once.
+    """
+    try:
+        return Config(**{**read_yaml(path), **flags})
+    except ValidationError as error:
+        lines = [explain_problem(problem) for problem in error.errors()]
+        raise UserError("bad configuration:\n  " + "\n  ".join(lines)) from None
+
+
+# ======================================================================================================
+# Model
+# ======================================================================================================
+
+
+class ConvNormReLU(nn.Module):
+    """Convolutions without an activation in between, then BatchNorm and ReLU.
+
+    BatchNorm divides the scale of a weight out again, so these weights may start as small as we like
+    without changing what the network computes. They start at 3 % of PyTorch's default: a step of
+    Adam moves every weight by about `learning_rate`, whatever its size, so a small start turns the
+    mission's 2e-4 into a large relative step that shrinks by itself as the weights grow.
+
+    Args:
+        convs: the last one gives the channels that are normalised.
+    """
+
+    START = 0.03  # times PyTorch's default
+
+    def __init__(self, *convs: nn.Conv2d) -> None:
+        super().__init__()
+        self.convs = nn.Sequential(*convs)
+        self.norm = nn.BatchNorm2d(convs[-1].out_channels, eps=1e-8)  # inputs are small: see above
+        self.activation = nn.ReLU(inplace=True)
+        with torch.no_grad():
+            for conv in convs:
+                conv.weight *= self.START
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return (B, C_out, H, W), at least 0."""
+        return self.activation(self.norm(self.convs(features)))
+
+    def fold_(self) -> None:
+        """Put the BatchNorm into the last convolution: the same function, one layer less on a phone."""
+        self.convs[-1] = fuse_conv_bn_eval(self.convs[-1].eval(), self.norm.eval())
+        self.norm = nn.Identity()
+
+
+def separable(in_channels: int, out_channels: int) -> ConvNormReLU:
+    """Return a 3x3 depthwise convolution and a 1x1 one: an eighth of a plain 3x3's weights."""
+    return ConvNormReLU(
+        nn.Conv2d(in_channels, in_channels, 3, padding=1, groups=in_channels, bias=False),
+        nn.Conv2d(in_channels, out_channels, 1, bias=False),
+    )
+
+
+class TinyBeauty(nn.Module):
+    """U-Net with three poolings, 3 -> 16 -> 32 -> 64 -> 128 channels and back, that returns a residual.
+
+    86,627 parameters. Convolutions are depthwise-separable, but for the first, which has only three
+    channels to separate.
+
+    Source: the plan follows Ronneberger et al., arXiv 1505.04597; the separable convolution is Chollet's,
+    arXiv 1610.02357.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enc1 = ConvNormReLU(nn.Conv2d(3, 16, 3, padding=1, bias=False))
+        self.pool1 = nn.MaxPool2d(2)
+        self.enc2 = separable(16, 32)
+        self.pool2 = nn.MaxPool2d(2)
+        self.enc3 = separable(32, 64)
+        self.pool3 = nn.MaxPool2d(2)
+        self.bottleneck = nn.Sequential(separable(64, 128), separable(128, 128))
+        self.up3 = nn.ConvTranspose2d(128, 64, 2, stride=2)
+        self.dec3 = separable(128, 64)
+        self.up2 = nn.ConvTranspose2d(64, 32, 2, stride=2)
+        self.dec2 = separable(64, 32)
+        self.up1 = nn.ConvTranspose2d(32, 16, 2, stride=2)
+        self.dec1 = separable(32, 16)
+        self.out = nn.Conv2d(16, 3, kernel_size=1)
+        nn.init.zeros_(self.out.weight)  # the first output is the source itself: no makeup is a good start
+        nn.init.zeros_(self.out.bias)
+
+    def forward(self, source: Tensor) -> Tensor:
+        """Return the makeup residual; add it to the source and clamp to show it.
+
+        Args:
+            source: (B, 3, H, W) in [0, 1]; H and W multiples of 8.
+
+        Returns:
+            (B, 3, H, W), not clamped, so that gradients reach every pixel.
+
+        Raises:
+            ValueError: H or W is not a multiple of 8.
+        """
+        if source.shape[-2] % 8 or source.shape[-1] % 8:
+            raise ValueError(f"height and width must be multiples of 8, got {tuple(source.shape)}")
+        skip1 = self.enc1(source)  # (B, 16, H, W)
+        skip2 = self.enc2(self.pool1(skip1))  # (B, 32, H/2, W/2)
+        skip3 = self.enc3(self.pool2(skip2))  # (B, 64, H/4, W/4)
+        features = self.bottleneck(self.pool3(skip3))  # (B, 128, H/8, W/8)
+        features = self.dec3(torch.cat([self.up3(features), skip3], 1))  # (B, 64, H/4, W/4)
+        features = self.dec2(torch.cat([self.up2(features), skip2], 1))  # (B, 32, H/2, W/2)
+        features = self.dec1(torch.cat([self.up1(features), skip1], 1))  # (B, 16, H, W)
+        return self.out(features)  # (B, 3, H, W)
+
+    def fold_(self) -> TinyBeauty:
+        """Fold every BatchNorm into its convolution, in place; return self, in eval mode, for looking on."""
+        for module in list(self.modules()):
+            if isinstance(module, ConvNormReLU):
+                module.fold_()
+        return self.eval().requires_grad_(False)
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Return the number of weights and biases."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def count_multiply_adds(model: nn.Module, image_size: int) -> int:
+    """Return the multiply-adds for one image of `image_size` x `image_size`."""
+    device = next(model.parameters()).device
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        copy.deepcopy(model).eval()(torch.zeros(1, 3, image_size, image_size, device=device))
+    return counter.get_total_flops() // 2
+
+
+# ======================================================================================================
+# Losses
+# ======================================================================================================
+
+
+class EyelinerLoss(nn.Module):
+    """Mean absolute difference of the Sobel gradients of luma, where the eye mask is white.
+
+    A thin dark line is a small share of an image's L1, but nearly all of its gradient near the eye.
+    The Sobel kernel is [1, 2, 1] x [-1, 0, 1] / 8, which gives a ramp of 1 a pixel a gradient of 1 (an
+    eighth of SciPy's): so this loss has the size of L1, and a weight of 0.5 means what it says.
+    The image's border is replicated; with zeros there Sobel would draw a frame.
+
+    Source: the eyeliner loss of arXiv 2403.15033, section 3.3.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        sobel_x = torch.tensor([[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 1.0]])
+        sobel = torch.stack([sobel_x, sobel_x.T]).unsqueeze(1) / 8  # (2, 1, 3, 3)
+        self.register_buffer("sobel", sobel, persistent=False)
+        self.register_buffer("luma", torch.tensor(LUMA).view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, pred: Tensor, target: Tensor, eye_mask: Tensor | None = None) -> Tensor:
+        """Return the loss: a mean over the mask's area of each image, then over images.
+
+        Args:
+            pred: (B, 3, H, W), the made-up image, not necessarily clamped.
+            target: (B, 3, H, W) in [0, 1].
+            eye_mask: (B, 1, H, W) in [0, 1]; None means the whole image; an empty mask gives 0.
+
+        Returns:
+            Scalar in float32, whatever autocast does.
+        """
+        with torch.autocast(pred.device.type, enabled=False):
+            # Sobel is linear: the difference of the gradients is the gradient of the difference.
+            difference = ((pred.float() - target.float()) * self.luma).sum(1, keepdim=True)
+            gradients = F.conv2d(F.pad(difference, (1, 1, 1, 1), mode="replicate"), self.sobel)
+            edges = gradients.abs().mean(1, keepdim=True)  # (B, 1, H, W)
+            if eye_mask is None:
+                return edges.mean()
+            eye_mask = eye_mask.float()
+            area = eye_mask.sum((1, 2, 3))
+            return ((edges * eye_mask).sum((1, 2, 3)) / area.clamp_min(1e-6)).mean()
+
+
+class MakeupLoss(nn.Module):
+    """l1_weight * L1 + eyeliner_weight * eyeliner, both in float32 on the unclamped output."""
+
+    def __init__(self, l1_weight: float, eyeliner_weight: float) -> None:
+        super().__init__()
+        self.l1_weight, self.eyeliner_weight = l1_weight, eyeliner_weight
+        self.eyeliner = EyelinerLoss()
+
+    def forward(self, output: Tensor, target: Tensor, eye_mask: Tensor) -> dict[str, Tensor]:
+        """Return the scalars `loss` (to minimise), `l1` and `eyeliner`; arguments as in EyelinerLoss."""
+        l1 = (output.float() - target).abs().mean()
+        eyeliner = self.eyeliner(output, target, eye_mask)
+        return {"loss": self.l1_weight * l1 + self.eyeliner_weight * eyeliner, "l1": l1, "eyeliner": eyeliner}
+
+
+# ======================================================================================================
+# Data
+# ======================================================================================================
+
+
+class Pair(NamedTuple):
+    """The files of one pair; `eye_mask` is None where there is none."""
+
+    stem: str
+    source: Path
+    target: Path
+    eye_mask: Path | None
+
+
+def list_images(folder: Path) -> dict[str, Path]:
+    """Return {stem: path} of the images in a folder, sorted by stem; other and hidden files are passed over.
+
+    Raises:
+        UserError: the folder cannot be listed, or two images share a stem.
+    """
+    try:
+        paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+    except OSError as error:
+        raise UserError(f"cannot list {folder}: {error.strerror}") from None
+    images: dict[str, Path] = {}
+    for path in paths:
+        if path.name.startswith("."):
+            continue
+        if path.stem in images:
+            raise UserError(
+                f"{folder} has two images for one pair: {images[path.stem].name} and {path.name}; remove one"
+            )
+        images[path.stem] = path
+    return images
+
+
+def find_pairs(data_dir: Path) -> list[Pair]:
+    """Return the pairs of `data_dir`, matched by whole stems, sorted.
+
+    Raises:
+        UserError: a folder or a partner is missing, or there are no pairs.
+    """
+    for folder in (data_dir, data_dir / "source", data_dir / "target"):
+        if not folder.is_dir():
+            raise UserError(
+                f"there is no folder {folder}; a data set holds source/NAME.png and target/NAME.png"
+            )
+    source, target = list_images(data_dir / "source"), list_images(data_dir / "target")
+    lacking = []
+    for name, here, other_name, other in (
+        ("target", target, "source", source),
+        ("source", source, "target", target),
+    ):
+        if missing := sorted(other.keys() - here.keys()):
+            count = f"{len(missing):,} of the {len(other):,} images in {other_name}"
+            lacking.append(f"{data_dir / name} lacks {count}: {list_some(missing)}")
+    if lacking:
+        raise UserError("\n  ".join([*lacking, "add the missing files or remove their partners"]))
+    if not source:
+        kinds = " ".join(sorted(IMAGE_SUFFIXES))
+        raise UserError(f"{data_dir / 'source'} and {data_dir / 'target'} hold no images ({kinds})")
+    masks = list_images(data_dir / "eye_mask") if (data_dir / "eye_mask").is_dir() else {}
+    return [Pair(stem, source[stem], target[stem], masks.get(stem)) for stem in source]
+
+
+def find_person(stem: str, person_pattern: str) -> str:
+    """Return the person a file stem belongs to.
+
+    Raises:
+        UserError: the pattern does not match the stem.
+    """
+    match = re.match(person_pattern, stem)
+    if not match or match.group(1) is None:
+        raise UserError(f"person_pattern {person_pattern!r} does not match the file stem {stem!r}")
+    return match.group(1)
+
+
+def split_pairs(pairs: list[Pair], val_fraction: float, person_pattern: str) -> tuple[list[Pair], list[Pair]]:
+    """Return (training, validation) pairs, split by a hash of the person.
+
+    No person is on both sides, and adding or removing a pair moves no other pair: who is held out
+    depends on the name alone. So the share is `val_fraction` on the average, not to the pair. Where the
+    hash leaves a side empty (a handful of people), the person nearest to it goes there.
+
+    Raises:
+        UserError: there are fewer than two people.
+    """
+    people = {pair.stem: find_person(pair.stem, person_pattern) for pair in pairs}
+    ranks = {
+        person: int(hashlib.sha256(person.encode()).hexdigest()[:15], 16) / 16**15
+        for person in people.values()
+    }
+    if len(ranks) < 2:
+        raise UserError(
+            f"all {len(pairs)} pairs are of one person ({list_some(ranks)}); training needs at least two, "
+            "one to learn from and one to validate with: add pairs or change person_pattern"
+        )
+    by_rank = sorted(ranks, key=ranks.get)
+    held_out = {person for person in ranks if ranks[person] < val_fraction} | {by_rank[0]}
+    held_out -= {by_rank[-1]}
+    train = [pair for pair in pairs if people[pair.stem] not in held_out]
+    return train, [pair for pair in pairs if people[pair.stem] in held_out]
+
+
+def read_image(path: Path, mode: Literal["RGB", "L"], image_size: int) -> np.ndarray:
+    """Return an image upright (EXIF), in one mode and one size: the one reader for training and applying.
+
+    Transparent pixels are laid over white, 16-bit grey is scaled to 8 bits.
+
+    Returns:
+        uint8, (image_size, image_size, 3) for RGB, (image_size, image_size, 1) for L.
+
+    Raises:
+        OSError, ValueError, SyntaxError, Image.DecompressionBombError: as Pillow raises them.
+    """
+    with Image.open(path) as image:
+        image = ImageOps.exif_transpose(image)
+        if image.mode.startswith("I"):
+            image = Image.fromarray((np.asarray(image).astype(np.int64).clip(0, 65535) >> 8).astype(np.uint8))
+        if image.has_transparency_data:
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+        image = image.convert(mode)
+        if image.size != (image_size, image_size):
+            image = image.resize((image_size, image_size), Image.Resampling.LANCZOS)
+        return np.array(image).reshape(image_size, image_size, -1)
+
+
+class MakeupPairs(Dataset):
+    """Aligned pairs, decoded once and kept in memory as one uint8 tensor.
+
+    4,000 pairs of 256 px take 1.8 GB. `pairs[index]` takes a number, a slice or a tensor of numbers.
+
+    Attributes:
+        pixels: (N, H, W, 7) uint8: source RGB, target RGB, eye mask.
+        has_mask: (N,) bool; a pair without a mask counts as white everywhere in the eyeliner loss and
+            is left out of `val/psnr_eyes`.
+    """
+
+    def __init__(self, pairs: list[Pair], image_size: int, bar: tqdm | None = None) -> None:
+        """Read the pairs in parallel.
+
+        Raises:
+            UserError: names every file that cannot be read, after all have been tried.
+        """
+        self.stems = [pair.stem for pair in pairs]
+        self.has_mask = torch.tensor([pair.eye_mask is not None for pair in pairs])
+        self.pixels = torch.full((len(pairs), image_size, image_size, 7), 255, dtype=torch.uint8)
+        pixels, broken = self.pixels.numpy(), []
+
+        def read_pair(index: int) -> None:
+            pair = pairs[index]
+            for path, mode, channels in (
+                (pair.source, "RGB", slice(0, 3)),
+                (pair.target, "RGB", slice(3, 6)),
+                (pair.eye_mask, "L", slice(6, 7)),
+            ):
+                try:
+                    if path is not None:
+                        pixels[index, :, :, channels] = read_image(path, mode, image_size)
+                except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+                    broken.append(f"{path} ({' '.join(str(error).split())})")
+            if bar is not None:
+                bar.update()
+
+        with ThreadPoolExecutor() as executor:  # Pillow decodes and resizes outside of Python's lock
+            list(executor.map(read_pair, range(len(pairs))))
+        if broken:
+            raise UserError(
+                f"cannot read {len(broken):,} images; replace or remove them:\n  "
+                + "\n  ".join(sorted(broken)[:5])
+                + (f"\n  and {len(broken) - 5:,} more" if len(broken) > 5 else "")
+            )
+
+    def __len__(self) -> int:
+        return len(self.stems)
+
+    def __getitem__(self, index: int | slice | Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return (source, target, eye_mask) in [0, 1]: (..., 3, H, W), (..., 3, H, W), (..., 1, H, W)."""
+        return self.to_images(self.pixels[index])
+
+    @staticmethod
+    def to_images(pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return (source, target, eye_mask) in [0, 1] from (..., H, W, 7) uint8, on the same device."""
+        images = pixels.movedim(-1, -3).float().div(255)
+        return images[..., 0:3, :, :], images[..., 3:6, :, :], images[..., 6:7, :, :]
+
+
+# ======================================================================================================
+# Metrics and evaluation
+# ======================================================================================================
+
+EVAL_BATCH = 32  # images; only speed and memory depend on it
+
+
+def find_psnr(mean_squared_error: Tensor) -> Tensor:
+    """Return the PSNR in dB of images in [0, 1]; equal images score 100 dB instead of infinity."""
+    return -10 * mean_squared_error.clamp_min(1e-10).log10()
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module, pairs: MakeupPairs, criterion: MakeupLoss, device: torch.device
+) -> dict[str, float]:
+    """Return the metrics `val/...` of README's glossary: per image in float32, then the mean over images.
+
+    `val/psnr_eyes` is over the pairs that have an eye mask, NaN where none has.
+
+    Args:
+        model: maps a source to a residual; in eval mode.
+        pairs: what to measure on.
+        criterion: gives `val/loss`, `val/l1` and `val/eyeliner`.
+        device: where the model is.
+    """
+    columns: dict[str, list[Tensor]] = {}
+    for indices in torch.arange(len(pairs)).split(EVAL_BATCH):
+        source, target, eye_mask = load_batch(pairs, indices, device)
+        output = source + model(source)
+        scores = {
+            f"val/{name}": value.expand(len(indices))
+            for name, value in criterion(output, target, eye_mask).items()
+        }
+        shown = output.clamp(0, 1)
+        error = (shown - target).square()
+        scores["val/psnr"] = find_psnr(error.mean((1, 2, 3)))
+        scores["val/psnr_source"] = find_psnr((source - target).square().mean((1, 2, 3)))
+        scores["val/psnr_gain"] = scores["val/psnr"] - scores["val/psnr_source"]
+        area = eye_mask.sum((1, 2, 3))
+        in_eyes = pairs.has_mask[indices].to(device) & (area > 0)
+        scores["val/psnr_eyes"] = find_psnr((error * eye_mask).sum((1, 2, 3)) / (3 * area.clamp_min(1e-6)))[
+            in_eyes
+        ]
+        scores["val/ssim"] = structural_similarity_index_measure(
+            shown, target, data_range=1.0, reduction="none"
+        )
+        for name, values in scores.items():
+            columns.setdefault(name, []).append(values)
+    return {name: torch.cat(values).double().mean().item() for name, values in columns.items()}
+
+
+# ======================================================================================================
+# Checkpoints: what ships (int8, under 100 KB) and what a resume needs
+# ======================================================================================================
+
+
+def save_bytes(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all: beside it, flushed to disk, then renamed."""
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def to_bytes(content: dict[str, Any]) -> bytes:
+    """Return what `torch.save` would write, the same bytes for the same content."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    return buffer.getvalue()
+
+
+def list_weights(folded: TinyBeauty) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield (weight as (C_out, -1), bias or an empty tensor) of each layer, views in a fixed order."""
+    for layer in folded.modules():
+        if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
+            weight = layer.weight.transpose(0, 1) if isinstance(layer, nn.ConvTranspose2d) else layer.weight
+            yield weight, layer.weight.new_empty(0) if layer.bias is None else layer.bias
+
+
+def pack_model(model: TinyBeauty) -> dict[str, Any]:
+    """Return the network as it ships: BatchNorm folded, int8 weights with one scale an output channel.
+
+    Weights are packed into one flat tensor each of int8 (weights), bfloat16 (scales) and float16
+    (biases), because the container costs about 300 bytes a tensor.
+    """
+    folded = copy.deepcopy(model).cpu().float().fold_()
+    weights, scales, biases = [], [], []
+    for weight, bias in list_weights(folded):
+        rows = weight.flatten(1)
+        # Round the scale first and the weights to that scale: then bfloat16 costs no accuracy. 126
+        # leaves room for a scale that was rounded down.
+        scale = (rows.abs().amax(1) / 126).clamp_min(1e-20).bfloat16()
+        weights.append((rows / scale.float()[:, None]).round().clamp(-127, 127).to(torch.int8).flatten())
+        scales.append(scale)
+        biases.append(bias.half())
+    return {
+        "format": FORMAT,
+        "version": FORMAT_VERSION,
+        "architecture": {"channels": [16, 32, 64, 128]},
+        "weights": torch.cat(weights),
+        "scales": torch.cat(scales),
+        "biases": torch.cat(biases),
+    }
+
+
+def unpack_model(packed: dict[str, Any]) -> TinyBeauty:
+    """Return the network of `pack_model`, in float32 and eval mode.
+
+    Raises:
+        ValueError: the content does not fit this network.
+    """
+    model = TinyBeauty().fold_()
+    parts = {name: packed[name].float().cpu() for name in ("weights", "scales", "biases")}
+    needed = {"weights": 0, "scales": 0, "biases": 0}
+    for weight, bias in list_weights(model):
+        needed["weights"] += weight.numel()
+        needed["scales"] += len(weight)
+        needed["biases"] += len(bias)
+    if needed != {name: part.numel() for name, part in parts.items()}:
+        raise ValueError("the weights do not fit this network")
+    for weight, bias in list_weights(model):
+        rows, parts["weights"] = parts["weights"].tensor_split([weight.numel()])
+        scale, parts["scales"] = parts["scales"].tensor_split([len(weight)])
+        values, parts["biases"] = parts["biases"].tensor_split([len(bias)])
+        weight.copy_((rows.view(len(weight), -1) * scale[:, None]).view_as(weight))
+        bias.copy_(values)
+    return model
+
+
+def load_model(path: str | Path) -> TinyBeauty:
+    """Return the network of a `.pt` file, on the CPU, in float32 and eval mode.
+
+    Raises:
+        UserError: the file is missing, truncated, or no TinyBeauty network of this version.
+    """
+    try:
+        packed = torch.load(path, weights_only=True, map_location="cpu")
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    except Exception as error:  # torch.load raises a dozen kinds for files that are not its own
+        raise UserError(
+            f"{path} is damaged or no checkpoint of TinyBeauty ({type(error).__name__})"
+        ) from None
+    if not isinstance(packed, dict) or packed.get("format") != FORMAT:
+        raise UserError(f"{path} is a PyTorch file, but not one of TinyBeauty's tinybeauty_*.pt")
+    if packed.get("version") != FORMAT_VERSION:
+        raise UserError(
+            f"{path} has format version {packed.get('version')}, this program reads {FORMAT_VERSION}"
+        )
+    try:
+        return unpack_model(packed)
+    except (KeyError, ValueError, AttributeError) as error:
+        raise UserError(f"{path} is damaged: {error}") from None
+
+
+# ======================================================================================================
+# Logging and samples
+# ======================================================================================================
+
+SAMPLE_FACES = 6
+DIFFERENCE_GAIN = 4  # the fourth column shows |made-up - source| times this
+
+
+class Tracker:
+    """Weights & Biases, which must never ask, wait for long or stop a training run.
+
+    Online with an account, offline without one. Whatever goes wrong is said once; metrics.csv has it all.
+    """
+
+    def __init__(self, config: Config, facts: dict[str, Any], run_id: str | None = None) -> None:
+        self.run: Any = None
+        mode = os.environ.get("WANDB_MODE", "auto") if config.wandb_mode == "auto" else config.wandb_mode
+        if mode == "disabled":
+            return
+        import wandb  # here, because it costs seconds that a run without it should not pay
+
+        self.wandb = wandb
+        settings = wandb.Settings(console="off", quiet=True, silent=True, init_timeout=30)
+        options = {
+            "project": config.wandb_project,
+            "dir": config.output_dir,
+            "config": config.model_dump() | facts,
+            "id": run_id,
+            "resume": "allow" if run_id else None,
+            "settings": settings,
+        }
+        if mode in ("auto", "online"):
+            mode = "online" if self._attempt(lambda: wandb.login(prompt=False, verify=False)) else "offline"
+            if mode == "online":
+                self.run = self._attempt(lambda: wandb.init(mode="online", **options))
+        if self.run is None:
+            self.run = self._attempt(lambda: wandb.init(mode="offline", **options))
+        if self.run is not None:
+            self._attempt(lambda: self.run.define_metric("*", step_metric="epoch"))
+
+    def _attempt(self, action: Any) -> Any:
+        try:
+            return action()
+        except Exception as error:  # whatever WandB throws: training goes on
+            tqdm.write(
+                f"WandB: {' '.join(str(error).split())}; training goes on, metrics.csv has every number"
+            )
+            return None
+
+    def describe(self) -> str:
+        """Return one line: where the dashboard is, or how to look at an offline run."""
+        if self.run is None:
+            return "WandB is off"
+        if not self.run.offline:
+            return f"WandB {self.run.url}"
+        folder = Path(self.run.dir).parent
+        return f"WandB offline: look with `wandb leet {folder}`, upload later with `wandb sync {folder}`"
+
+    def log(self, metrics: dict[str, float], sample: Path | None) -> None:
+        """Log one epoch's metrics and, if drawn, its sample grid."""
+        if self.run is not None:
+            images = {"samples": self.wandb.Image(str(sample))} if sample else {}
+            self._attempt(lambda: self.run.log({**metrics, **images}))
+
+    def finish(self, files: list[Path]) -> None:
+        """Log the files as one artifact and close the run."""
+        if self.run is None:
+            return
+        artifact = self.wandb.Artifact("tinybeauty", type="model")
+        for path in files:
+            artifact.add_file(str(path))
+        self._attempt(lambda: self.run.log_artifact(artifact))
+        self._attempt(self.run.finish)
+
+
+@torch.no_grad()
+def save_samples(model: TinyBeauty, pairs: MakeupPairs, path: Path, device: torch.device) -> None:
+    """Draw the same validation faces each time: source, made-up, target, difference (amplified)."""
+    count = min(SAMPLE_FACES, len(pairs))
+    indices = torch.linspace(0, len(pairs) - 1, count).round().long()
+    source, target, _ = load_batch(pairs, indices, device)
+    made_up = (source + model(source)).clamp(0, 1)
+    difference = ((made_up - source).abs() * DIFFERENCE_GAIN).clamp(0, 1)
+    rows = torch.stack([source, made_up, target, difference], 1).flatten(0, 1).cpu()
+    grid = TF.to_pil_image(make_grid(rows, nrow=4, padding=2, pad_value=1.0))
+    header = 16
+    sheet = Image.new("RGB", (grid.width, grid.height + header), "white")
+    sheet.paste(grid, (0, header))
+    for column, title in enumerate(("source", "made-up", "target", f"difference x {DIFFERENCE_GAIN}")):
+        ImageDraw.Draw(sheet).text((column * (grid.width // 4) + 6, 2), title, fill="black")
+    buffer = io.BytesIO()
+    sheet.save(buffer, "PNG")
+    save_bytes(path, buffer.getvalue())
+
+
+def save_metrics(history: list[dict[str, float]], path: Path) -> None:
+    """Write metrics.csv anew, one row an epoch, the names of README's glossary."""
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, fieldnames=list(history[0]))
+    writer.writeheader()
+    writer.writerows(history)
+    save_bytes(path, text.getvalue().encode())
+
+
+# ======================================================================================================
+# Training
+# ======================================================================================================
+
+
+def choose_device(config: Config) -> tuple[torch.device, torch.dtype]:
+    """Return the device and the precision of the convolutions, and print the reason for both.
+
+    Raises:
+        UserError: the configuration asks for a device that is not there.
+    """
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    name = config.device if config.device != "auto" else next(name for name in there if there[name])
+    if not there[name]:
+        found = ", ".join(name for name in there if there[name])
+        raise UserError(f"device is {name}, which is not there (found: {found}); set device: auto")
+    fast = {  # where bfloat16 has instructions of its own; elsewhere it is emulated, and slower
+        "cuda": lambda: torch.cuda.is_bf16_supported(including_emulation=False),
+        "mps": lambda: False,
+        "cpu": lambda: torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported(),
+    }[name]()
+    precision = config.precision if config.precision != "auto" else ("bfloat16" if fast else "float32")
+    what = torch.cuda.get_device_name() if name == "cuda" else f"{name}, {torch.get_num_threads()} threads"
+    why = (
+        "as configured"
+        if config.precision != "auto"
+        else "the fastest here"
+        if fast
+        else "no fast bfloat16 here"
+    )
+    chosen = "as configured" if config.device != "auto" else "the best found"
+    print(f"device    {what} ({chosen}); {precision} ({why})")
+    return torch.device(name), getattr(torch, precision)
+
+
+def keep_freed_memory() -> None:
+    """Make glibc keep freed blocks: it gives large ones back and faults them in again in every step."""
+    try:
+        libc = ctypes.CDLL(None)
+        libc.mallopt(-4, 0)  # M_MMAP_MAX: no block by mmap, which would be unmapped when freed
+        libc.mallopt(-1, -1)  # M_TRIM_THRESHOLD: never give the top of the heap back
+    except (OSError, TypeError, AttributeError):
+        pass  # not glibc
+
+
+def load_batch(
+    pairs: MakeupPairs, indices: Tensor, device: torch.device, flipped: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return (source, target, eye_mask) of some pairs on the device, in [0, 1] and channels_last.
+
+    Args:
+        pairs: where they are.
+        indices: (B,) numbers of pairs.
+        device: where they go.
+        flipped: (B,) bool, which pairs are mirrored, source, target and mask alike; None for none.
+    """
+    pixels = pairs.pixels[indices].to(device, non_blocking=True)
+    if flipped is not None:
+        pixels = torch.where(flipped.to(device)[:, None, None, None], pixels.flip(2), pixels)
+    source, target, eye_mask = pairs.to_images(pixels)
+    channels_last = torch.channels_last
+    return (
+        source.contiguous(memory_format=channels_last),
+        target.contiguous(memory_format=channels_last),
+        eye_mask,
+    )
+
+
+def check_finite(loss: float, epoch: int, config: Config) -> None:
+    """Raise UserError where the loss is no longer a finite number; what was saved before stays."""
+    if not math.isfinite(loss):
+        raise UserError(
+            f"the loss is {loss} in epoch {epoch}: training has diverged and stops; what was saved before is "
+            f"intact in {config.output_dir}. Lower learning_rate (now {config.learning_rate:g}) "
+            "or set precision: float32"
+        )
+
+
+def train_one_epoch(
+    model: nn.Module,
+    pairs: MakeupPairs,
+    criterion: MakeupLoss,
+    optimizer: torch.optim.Optimizer,
+    config: Config,
+    epoch: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    bar: tqdm,
+) -> dict[str, float]:
+    """Train on every pair once; return `train/loss`, `train/l1`, `train/eyeliner` and `time/images_per_s`.
+
+    Order and flips depend on (seed, epoch) alone, so a run that is continued sees what it would have seen.
+
+    Raises:
+        UserError: the loss is no longer a finite number.
+    """
+    model.train()
+    generator = torch.Generator().manual_seed(config.seed * 1_000_003 + epoch)
+    order = torch.randperm(len(pairs), generator=generator)
+    flipped = torch.rand(len(pairs), generator=generator) < (0.5 if config.flip else 0.0)
+    sums = dict.fromkeys(("loss", "l1", "eyeliner"), torch.zeros((), device=device))
+    start = shown = time.perf_counter()
+    for indices in order.split(config.batch_size):
+        source, target, eye_mask = load_batch(pairs, indices, device, flipped[indices])
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            residual = model(source)
+        losses = criterion(source + residual.float(), target, eye_mask)
+        optimizer.zero_grad()
+        losses["loss"].backward()
+        optimizer.step()
+        sums = {name: total + losses[name].detach() * len(indices) for name, total in sums.items()}
+        bar.update()
+        if time.perf_counter() - shown > 0.5:  # reading the loss waits for the device: not in every step
+            shown = time.perf_counter()
+            check_finite(losses["loss"].item(), epoch, config)
+            bar.set_postfix(loss=f"{losses['loss'].item():.4f}", refresh=False)
+    means = {f"train/{name}": total.item() / len(pairs) for name, total in sums.items()}
+    check_finite(means["train/loss"], epoch, config)
+    return means | {"time/images_per_s": len(pairs) / (time.perf_counter() - start)}
+
+
+@dataclass
+class Progress:
+    """How far a run is; with the network, Adam and the scheduler all that a resume needs."""
+
+    epoch: int = 0  # finished ones
+    global_step: int = 0
+    best_loss: float = math.inf
+    best_psnr: float = -math.inf
+    history: list[dict[str, float]] = field(default_factory=list)  # the rows of metrics.csv
+    wandb_id: str | None = None
+
+
+def make_output_dir(config: Config) -> Path:
+    """Return the output folder, made and tried out.
+
+    Raises:
+        UserError: it cannot be made or written to.
+    """
+    output_dir = Path(config.output_dir)
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        save_bytes(output_dir / "config.yaml", yaml.safe_dump(config.model_dump(), sort_keys=False).encode())
+    except OSError as error:
+        raise UserError(
+            f"cannot write to the output folder {output_dir}: {error.strerror}; choose another output_dir"
+        ) from None
+    return output_dir
+
+
+def load_data(config: Config) -> tuple[MakeupPairs, MakeupPairs]:
+    """Return the training and the validation pairs, in memory; draw the demo pairs where they are wanted.
+
+    Raises:
+        UserError: as find_pairs, split_pairs and MakeupPairs.
+    """
+    data_dir = Path(config.data_dir)
+    if config.data_dir == DEMO_DIR and not data_dir.exists():
+        print(f"{DEMO_DIR} does not exist yet: drawing demo pairs (your own: --data_dir FOLDER)")
+        command = [sys.executable, str(HERE / "data" / "make_demo.py"), "--out", str(data_dir)]
+        if subprocess.run(command).returncode:
+            raise UserError("the demo pairs could not be drawn, see above")
+    pairs = find_pairs(data_dir)
+    train_pairs, val_pairs = split_pairs(pairs, config.val_fraction, config.person_pattern)
+    with tqdm(total=len(pairs), desc="reading pairs", unit="pair", disable=None, leave=False) as bar:
+        train_set, val_set = (MakeupPairs(part, config.image_size, bar) for part in (train_pairs, val_pairs))
+    masks = int(train_set.has_mask.sum() + val_set.has_mask.sum())
+    print(
+        f"data      {len(pairs):,} pairs in {data_dir}: {len(train_set):,} for training, "
+        f"{len(val_set):,} held out, {masks:,} eye masks"
+    )
+    if masks < len(pairs):
+        print("          without an eye mask the eyeliner loss looks at the whole image")
+    return train_set, val_set
+
+
+def describe_epoch(metrics: dict[str, float], config: Config, seconds_left: float, best: list[str]) -> str:
+    """Return the line printed after an epoch."""
+    return (
+        f"epoch {metrics['epoch']:3d}/{config.epochs}  "
+        f"loss {metrics['train/loss']:.4f}  val {metrics['val/loss']:.4f}  "
+        f"psnr {metrics['val/psnr']:.2f} dB ({metrics['val/psnr_gain']:+.2f} over doing nothing)  "
+        f"eyes {metrics['val/psnr_eyes']:.2f}  ssim {metrics['val/ssim']:.4f}  "
+        f"{metrics['time/images_per_s']:.0f} images/s  {tqdm.format_interval(seconds_left)} left"
+        + (f"  best {' and '.join(best)}" if best else "")
+    )
+
+
+def save_epoch(
+    output_dir: Path,
+    progress: Progress,
+    metrics: dict[str, float],
+    shipped: bytes,
+    state: dict[str, Any],
+    last: bool,
+) -> list[str]:
+    """Write the networks that ship, metrics.csv and tinybeauty_last.ckpt; return which bests were beaten."""
+    best = []
+    if metrics["val/loss"] < progress.best_loss:
+        progress.best_loss = metrics["val/loss"]
+        best.append("loss")
+    if metrics["val/psnr"] > progress.best_psnr:
+        progress.best_psnr = metrics["val/psnr"]
+        best.append("psnr")
+    for name in [f"best_{name}" for name in best] + (["final"] if last else []):
+        save_bytes(output_dir / f"tinybeauty_{name}.pt", shipped)
+    progress.history.append(metrics)
+    save_metrics(progress.history, output_dir / "metrics.csv")
+    # Last of all: until this file is there the epoch does not count, and a resume would do it again.
+    save_bytes(output_dir / "tinybeauty_last.ckpt", to_bytes({**state, "progress": asdict(progress)}))
+    return best
+
+
+def print_summary(output_dir: Path, config: Config, started: float) -> list[Path]:
+    """Print what was written where, from the files themselves; return the networks' paths."""
+    paths = [output_dir / f"tinybeauty_{name}.pt" for name in ("best_loss", "best_psnr", "final")]
+    print(f"\n{'file':40s} {'bytes':>8s} {'epoch':>6s} {'PSNR':>9s} {'doing nothing':>14s} {'gain':>9s}")
+    for path in paths:
+        shipped = torch.load(path, weights_only=True)
+        scores, size = shipped["metrics"], path.stat().st_size
+        print(
+            f"{path!s:40s} {size:8,d} {shipped['epoch']:6d} {scores['val/psnr']:6.2f} dB "
+            f"{scores['val/psnr_source']:11.2f} dB {scores['val/psnr_gain']:+6.2f} dB"
+        )
+        if size > config.max_model_bytes:
+            print(
+                f"WARNING: {path} has {size:,} bytes, more than max_model_bytes: {config.max_model_bytes:,}"
+            )
+    print(
+        f"{config.epochs} epochs in {time.perf_counter() - started:.0f} s; beside them in {output_dir}: "
+        "samples_epoch_*.png, metrics.csv, config.yaml, tinybeauty_last.ckpt"
+    )
+    return paths
+
+
+def train(config: Config) -> None:
+    """Train as configured and write everything into `output_dir`.
+
+    Raises:
+        UserError: the data, the device or the output folder are not usable, or the loss is not finite.
+    """
+    started = time.perf_counter()
+    keep_freed_memory()
+    device, dtype = choose_device(config)
+    train_set, val_set = load_data(config)
+    output_dir = make_output_dir(config)
+
+    torch.manual_seed(config.seed)
+    model = TinyBeauty().to(device, memory_format=torch.channels_last)
+    criterion = MakeupLoss(config.l1_weight, config.eyeliner_weight).to(device)
+    optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate, fused=True)
+    scheduler = ReduceLROnPlateau(optimizer, factor=config.lr_factor, patience=config.lr_patience)
+    facts = {"model/parameters": count_parameters(model), "model/bytes": len(to_bytes(pack_model(model)))}
+    print(
+        f"model     {facts['model/parameters']:,} parameters, {facts['model/bytes']:,} bytes as shipped, "
+        f"{count_multiply_adds(model, config.image_size) / 1e6:,.0f} million multiply-adds an image"
+    )
+    tracker = Tracker(config, facts)
+    print(f"tracking  {tracker.describe()}")
+
+    progress = Progress(wandb_id=tracker.run.id if tracker.run else None)
+    steps = math.ceil(len(train_set) / config.batch_size)
+    with tqdm(total=config.epochs * steps, unit="step", disable=None, leave=False) as bar:
+        for epoch in range(1, config.epochs + 1):
+            epoch_started = time.perf_counter()
+            bar.set_description(f"epoch {epoch}/{config.epochs}", refresh=False)
+            metrics: dict[str, float] = {"epoch": epoch, "lr": optimizer.param_groups[0]["lr"]}
+            metrics |= train_one_epoch(
+                model, train_set, criterion, optimizer, config, epoch, device, dtype, bar
+            )
+            packed = pack_model(model)
+            network = unpack_model(packed).to(device, memory_format=torch.channels_last)
+            scores = evaluate(network, val_set, criterion, device)
+            shipped = to_bytes(packed | {"epoch": epoch, "metrics": scores})
+            scheduler.step(scores["val/loss"])
+
+            sample = output_dir / f"samples_epoch_{epoch:03d}.png"
+            if epoch in (1, config.epochs) or epoch % config.sample_every == 0:
+                save_samples(network, val_set, sample, device)
+            metrics |= (
+                scores
+                | facts
+                | {"model/bytes": len(shipped), "time/epoch_s": time.perf_counter() - epoch_started}
+            )
+            progress.epoch, progress.global_step = epoch, progress.global_step + steps
+            state = {
+                "format": "tinybeauty-run",
+                "version": FORMAT_VERSION,
+                "config": config.model_dump(),
+                "model": model.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "scheduler": scheduler.state_dict(),
+            }
+            best = save_epoch(output_dir, progress, metrics, shipped, state, last=epoch == config.epochs)
+            tracker.log(metrics, sample if sample.exists() else None)
+            left = (time.perf_counter() - started) / epoch * (config.epochs - epoch)
+            tqdm.write(describe_epoch(metrics, config, left, best))
+            if (learning_rate := optimizer.param_groups[0]["lr"]) < metrics["lr"]:
+                tqdm.write(
+                    f"          val/loss has not improved for {config.lr_patience + 1} epochs: "
+                    f"learning rate {metrics['lr']:g} -> {learning_rate:g}"
+                )
+    tracker.finish(print_summary(output_dir, config, started))
+
+
+# ======================================================================================================
+# Command line
+# ======================================================================================================
+
+
+class Parser(argparse.ArgumentParser):
+    """Reports what is wrong with a command line like every other error of the program."""
+
+    def error(self, message: str) -> None:
+        """Raise UserError instead of printing the usage and exiting with code 2."""
+        raise UserError(f"{message}; see --help")
+
+
+def parse_flags(argv: list[str] | None) -> tuple[dict[str, str], Path]:
+    """Return (the flags given, by configuration key; the path of the YAML file).
+
+    Raises:
+        UserError: an unknown flag or a flag without its value.
+    """
+    parser = Parser(description=__doc__.split("\n")[0], allow_abbrev=False, epilog="README.md says more.")
+    parser.add_argument(
+        "--config",
+        type=Path,
+        default=HERE / "config.yaml",
+        help="YAML file (default: config.yaml beside the script)",
+    )
+    for key, info in Config.model_fields.items():
+        optional = {"nargs": "?", "const": "true"} if info.annotation is bool else {}
+        default = str(info.default).replace("%", "%%")
+        parser.add_argument(
+            f"--{key}",
+            metavar="VALUE",
+            default=argparse.SUPPRESS,
+            help=f"{info.description} (default: {default})",
+            **optional,
+        )
+    known, unknown = parser.parse_known_args(argv)
+    if unknown:
+        flag = unknown[0].split("=")[0]
+        close = difflib.get_close_matches(flag.lstrip("-").replace("-", "_"), Config.model_fields, n=1)
+        raise UserError(
+            f"unknown argument {flag}" + (f", did you mean --{close[0]}?" if close else "; see --help")
+        )
+    flags = vars(known)
+    return flags, flags.pop("config")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; return the exit code."""
+    try:
+        train(load_config(*parse_flags(argv)))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("stopped; the networks of the epochs finished so far are in the output folder", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
