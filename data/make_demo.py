@@ -911,7 +911,7 @@ def make_demo(out: Path, count: int, size: int, seed: int) -> None:
                 pass
         if out.exists():
             out.rmdir()
-        os.replace(unfinished, out)
+        unfinished.replace(out)
     except BaseException:
         shutil.rmtree(unfinished, ignore_errors=True)
         raise

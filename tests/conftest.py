@@ -1,0 +1,154 @@
+"""Fixtures: a clean environment, drawn faces, and one real training run that many tests look at.
+
+Every path is inside pytest's own temporary folder; no account, network or GPU is used.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+import site
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parent.parent
+SCRIPT = ROOT / "tinybeauty_training.py"
+
+# Before torch is loaded: threads that wait must sleep, or two of them on a busy core take seconds a step.
+os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+os.environ["PYTHONUSERBASE"] = site.getuserbase()  # stays where it is when HOME moves
+for name in [name for name in os.environ if name.startswith(("WANDB_", "TINYBEAUTY_"))]:
+    del os.environ[name]
+os.environ["WANDB_SILENT"] = "true"
+os.environ["WANDB_MODE"] = "disabled"  # a test that wants WandB says so with --wandb_mode
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_account(tmp_path_factory):
+    """Move HOME away, so that no login of this machine is seen, here or in a subprocess."""
+    home = tmp_path_factory.mktemp("home")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("HOME", "USERPROFILE"):
+            patch.setenv(name, str(home))
+        patch.setenv("NETRC", str(home / "netrc"))
+        for name in ("XDG_CONFIG_HOME", "XDG_CACHE_HOME", "XDG_DATA_HOME"):
+            patch.delenv(name, raising=False)
+        yield
+
+
+def draw_demo(out: Path, count: int, size: int, *flags: str) -> Path:
+    """Draw demo pairs with the real tool."""
+    tool = [sys.executable, str(ROOT / "data" / "make_demo.py")]
+    command = [*tool, "--out", str(out), "--count", str(count), "--size", str(size), *flags]
+    subprocess.run(command, check=True, capture_output=True)
+    return out
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory) -> Path:
+    """24 pairs of 64 px with eye masks: 21 for training and 3 held out by val_fraction 0.2, or so."""
+    return draw_demo(tmp_path_factory.mktemp("demo") / "faces", 24, 64)
+
+
+@dataclass
+class Run:
+    """A finished training run."""
+
+    output_dir: Path
+    data_dir: Path
+    settings: dict
+    stdout: str
+    stderr: str
+
+    @property
+    def rows(self) -> list[dict[str, float]]:
+        """The rows of metrics.csv."""
+        with (self.output_dir / "metrics.csv").open(newline="") as file:
+            return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+
+
+SMALL = ["--image_size", "64", "--batch_size", "8", "--val_fraction", "0.25", "--device", "cpu"]
+NETWORKS = ("tinybeauty_best_loss.pt", "tinybeauty_best_psnr.pt", "tinybeauty_final.pt")
+
+
+@pytest.fixture(scope="session")
+def trained(demo, tmp_path_factory) -> Run:
+    """The real command with a YAML, flags over it and WandB offline, into the folder of an older run."""
+    folder = tmp_path_factory.mktemp("trained")
+    (folder / "out").mkdir()
+    Image.new("RGB", (9, 9)).save(folder / "out" / "samples_epoch_003.png")  # epoch 3 draws none
+    settings = {"data_dir": str(demo), "output_dir": "out", "image_size": 64, "batch_size": 2, "epochs": 5}
+    settings |= {"val_fraction": 0.25, "sample_every": 2, "learning_rate": 0.001, "device": "cpu", "seed": 3}
+    settings |= {"l1_weight": 0.8, "eyeliner_weight": 1.5}
+    (folder / "my.yaml").write_text(yaml.safe_dump(settings | {"epochs": 400}), encoding="utf-8")
+    flags = ["--config", "my.yaml", "--epochs", "5", "--wandb_mode", "offline"]
+    run = subprocess.run([sys.executable, str(SCRIPT), *flags], cwd=folder, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    settings["wandb_mode"] = "offline"
+    return Run(folder / "out", demo, settings, run.stdout, run.stderr)
+
+
+@pytest.fixture
+def call_main(capsys):
+    """Return a function that runs the command line in this process: (exit code, stdout, stderr)."""
+    from tinybeauty_training import main
+
+    def call(*argv: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = main([str(part) for part in argv])
+        return code, *capsys.readouterr()
+
+    return call
+
+
+@pytest.fixture
+def one_error(call_main):
+    """Return a function that runs a command line that must fail in a friendly way, and gives its message."""
+
+    def call(*argv: object) -> str:
+        code, _, stderr = call_main(*argv)
+        assert code == 1
+        assert "Traceback" not in stderr
+        assert stderr.startswith("error: ")
+        assert stderr.count("error: ") == 1
+        return stderr.removeprefix("error: ").strip()
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def copy_checkout(tmp_path_factory):
+    """Return a function that copies the project, with a config.yaml and demo of a few small faces."""
+
+    def copy() -> Path:
+        checkout = tmp_path_factory.mktemp("checkout")
+        files = subprocess.run(
+            ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+            cwd=ROOT, capture_output=True, text=True,
+        )  # fmt: skip
+        names = files.stdout.split("\0")[:-1]
+        if files.returncode:  # no git here: an unpacked archive
+            names = [str(path.relative_to(ROOT)) for path in ROOT.rglob("*") if path.is_file()]
+        for name in names:
+            if (ROOT / name).is_file():
+                (checkout / name).parent.mkdir(parents=True, exist_ok=True)
+                (checkout / name).write_bytes((ROOT / name).read_bytes())
+        tool = checkout / "data" / "make_demo.py"
+        text = tool.read_text(encoding="utf-8")
+        for flag, usual, small in (("count", 400, 12), ("size", 256, 64)):
+            before = f'"--{flag}", type=int, default={usual}'
+            assert before in text, "make_demo.py has other defaults: change this fixture"
+            text = text.replace(before, f'"--{flag}", type=int, default={small}')
+        tool.write_text(text, encoding="utf-8")
+        settings = yaml.safe_load((checkout / "config.yaml").read_text(encoding="utf-8"))
+        settings |= {"epochs": 1, "image_size": 64, "batch_size": 4, "val_fraction": 0.3, "device": "cpu"}
+        (checkout / "config.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
+        return checkout
+
+    return copy

@@ -1,0 +1,176 @@
+"""Configuration: flag over YAML over default, and messages a person can act on."""
+
+from __future__ import annotations
+
+import pytest
+import yaml
+from conftest import ROOT
+
+from tinybeauty_training import Config, UserError, load_config, main, read_yaml
+
+
+def write(folder, text):
+    path = folder / "my.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def find_problem(tmp_path, text, flags=None):
+    with pytest.raises(UserError) as caught:
+        load_config(flags or {}, write(tmp_path, text))
+    return str(caught.value)
+
+
+def test_config_yaml_lists_every_key_with_its_default():
+    values = read_yaml(ROOT / "config.yaml")
+    assert list(values) == list(Config.model_fields)
+    assert load_config({}, ROOT / "config.yaml") == Config()
+
+
+def test_defaults_are_the_missions():
+    config = Config()
+    assert (config.epochs, config.batch_size, config.image_size, config.seed) == (50, 32, 256, 42)
+    assert (config.learning_rate, config.l1_weight, config.eyeliner_weight) == (2e-4, 1.0, 0.5)
+    assert (config.val_fraction, config.sample_every, config.max_model_bytes) == (0.1, 5, 100_000)
+
+
+def test_every_key_has_a_help_text(capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["--help"])
+    assert caught.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    for key, info in Config.model_fields.items():
+        assert f"--{key} " in text
+        assert info.description
+        assert " ".join(info.description.split()) in text
+
+
+def test_flag_over_yaml_over_default(tmp_path):
+    path = write(tmp_path, "epochs: 7\nbatch_size: 5\n")
+    config = load_config({"epochs": "9"}, path)
+    assert (config.epochs, config.batch_size, config.seed) == (9, 5, 42)
+
+
+def test_config_cannot_be_changed_later():
+    with pytest.raises(ValueError, match="frozen"):
+        Config().epochs = 3
+
+
+@pytest.mark.parametrize("text", ["1e-3", "0.001", "1.0e-3", "'1e-3'", "1E-3"])
+def test_a_number_is_a_number_however_it_is_written(tmp_path, text):
+    assert load_config({}, write(tmp_path, f"learning_rate: {text}")).learning_rate == 1e-3
+
+
+@pytest.mark.parametrize("text", ["", "# only a comment\n", "---\n"])
+def test_an_empty_yaml_means_the_defaults(tmp_path, text):
+    assert load_config({}, write(tmp_path, text)) == Config()
+
+
+@pytest.mark.parametrize(("flag", "value"), [("true", True), ("false", False), ("0", False), ("no", False)])
+def test_bool_flags(tmp_path, flag, value):
+    assert load_config({"flip": flag}, write(tmp_path, "")).flip is value
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("learning_rte: 1", ("learning_rte", "learning_rate")),
+        ("zzz: 1", ("zzz", "unknown")),
+        ("1: 2", ("1", "unknown")),
+        ("epochs: ten", ("epochs", "integer", "'ten'")),
+        ("epochs: 2.5", ("epochs", "2.5")),
+        ("epochs: [1, 2]", ("epochs", "integer")),
+        ("epochs: null", ("epochs", "None")),
+        ("epochs: true", ("epochs", "number", "True")),
+        ("l1_weight: false", ("l1_weight", "number", "False")),
+        ("epochs: 0", ("epochs", "at least 1", "0")),
+        ("batch_size: 0", ("batch_size", "at least 1", "0")),
+        ("image_size: 260", ("image_size", "multiple of 8", "260")),
+        ("image_size: 8", ("image_size", "at least", "8")),
+        ("val_fraction: 0", ("val_fraction", "0")),
+        ("val_fraction: 1", ("val_fraction", "1")),
+        ("learning_rate: 0", ("learning_rate", "0")),
+        ("learning_rate: .nan", ("learning_rate", "nan")),
+        ("l1_weight: .inf", ("l1_weight", "inf")),
+        ("eyeliner_weight: -1", ("eyeliner_weight", "at least 0", "-1")),
+        ("lr_factor: 1", ("lr_factor", "1")),
+        ("lr_patience: -1", ("lr_patience", "at least 0", "-1")),
+        ("sample_every: 0", ("sample_every", "at least 1", "0")),
+        ("seed: -1", ("seed", "at least 0", "-1")),
+        ("flip: perhaps", ("flip", "'perhaps'")),
+        ("device: gpu", ("device", "cuda", "'gpu'")),
+        ("precision: half", ("precision", "bfloat16", "'half'")),
+        ("wandb_mode: maybe", ("wandb_mode", "offline", "'maybe'")),
+        ("data_dir: 5", ("data_dir", "string", "5")),
+        ("data_dir:", ("data_dir", "string")),
+        ("person_pattern: '(.+'", ("person_pattern", "'(.+'", "regular expression")),
+        ("person_pattern: '.+'", ("person_pattern", "'.+'", "group")),
+    ],
+)
+def test_a_wrong_value_is_named_with_what_was_found(tmp_path, text, told):
+    message = find_problem(tmp_path, text)
+    assert len(message.splitlines()) == 2  # the headline and the one problem
+    for word in told:
+        assert word in message
+
+
+def test_all_problems_are_in_one_message(tmp_path):
+    text = "learning_rte: 1\nepochs: 0\nbatch_size: many\nimage_size: 250\ndevice: gpu\n"
+    message = find_problem(tmp_path, text, {"seed": "x"})
+    for key in ("learning_rte", "learning_rate", "epochs", "batch_size", "image_size", "device", "seed"):
+        assert key in message
+    assert len(message.splitlines()) == 7
+
+
+@pytest.mark.parametrize("text", ["epochs: [1", "epochs: 1\n  bad: 2", "a: b: c", "\tepochs: 1"])
+def test_broken_yaml(tmp_path, text):
+    message = find_problem(tmp_path, text)
+    assert "my.yaml" in message
+    assert "YAML" in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("text", ["- epochs", "epochs", "5"])
+def test_yaml_that_holds_no_keys(tmp_path, text):
+    message = find_problem(tmp_path, text)
+    assert "my.yaml" in message
+    assert "key: value" in message
+
+
+def test_unreadable_yaml(tmp_path):
+    (tmp_path / "latin.yaml").write_bytes(b"data_dir: caf\xe9")
+    for path in (tmp_path / "nothing.yaml", tmp_path, tmp_path / "latin.yaml"):
+        with pytest.raises(UserError, match="cannot read the configuration"):
+            load_config({}, path)
+
+
+def test_errors_reach_the_command_line(one_error, tmp_path):
+    message = one_error("--config", write(tmp_path, "learning_rte: 1"), "--epochs", "none")
+    assert "did you mean learning_rate?" in message
+    assert "epochs" in message
+    assert "nothing.yaml" in one_error("--config", tmp_path / "nothing.yaml")
+
+
+@pytest.mark.parametrize(
+    ("argv", "told"),
+    [
+        (["--learning_rte", "1"], ("--learning_rte", "did you mean --learning_rate?")),
+        (["--learning-rate", "1"], ("--learning-rate", "did you mean --learning_rate?")),
+        (["--epoch=3"], ("--epoch", "did you mean --epochs?")),
+        (["--zzz"], ("--zzz", "--help")),
+        (["stray"], ("stray",)),
+        (["--epochs"], ("--epochs", "--help")),
+        (["--epoch=3", "--bach_size", "4"], ("--epochs", "--batch_size")),
+    ],
+)
+def test_unknown_flags(one_error, argv, told):
+    message = one_error(*argv)
+    for word in told:
+        assert word in message
+
+
+def test_settings_written_by_a_run_are_the_settings_used(trained):
+    saved = read_yaml(trained.output_dir / "config.yaml")
+    assert saved == Config(**trained.settings).model_dump()
+    assert load_config({}, trained.output_dir / "config.yaml") == Config(**trained.settings)
+    assert yaml.safe_load((trained.output_dir / "config.yaml").read_text())["epochs"] == 5
