@@ -3,6 +3,7 @@
     python tinybeauty_training.py                                     # demo pairs, config.yaml
     python tinybeauty_training.py --data_dir my_pairs --epochs 100    # any key of config.yaml is a flag
     python tinybeauty_training.py --config my.yaml --output_dir runs/plum
+    python tinybeauty_training.py --resume                            # go on where a run has stopped
 
 The network looks at a bare face and returns a residual; `(source + residual).clamp(0, 1)` is the same
 face made up. Into `output_dir` go three networks that ship (int8, under 100,000 bytes each:
@@ -25,11 +26,17 @@ import io
 import math
 import os
 import re
+import shlex
+import signal
 import subprocess
 import sys
+import threading
 import time
+import zipfile
+import zlib
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -38,6 +45,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import yaml
+from filelock import FileLock, Timeout
 from PIL import Image, ImageDraw, ImageOps
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from torch import Tensor, nn
@@ -53,8 +61,11 @@ from tqdm import tqdm
 HERE = Path(__file__).resolve().parent
 DEMO_DIR = "data/demo"
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
+MAX_PIXELS = 2**26  # of a file; a phone's 48 million pass, a decompression bomb does not
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, what "grey" means in Pillow and OpenCV too
-FORMAT = "tinybeauty"
+MODEL_FORMAT = "tinybeauty"
+RUN_FORMAT = "tinybeauty-run"
+STATE_FILE = "tinybeauty_last.ckpt"
 FORMAT_VERSION = 1
 
 
@@ -346,6 +357,9 @@ class EyelinerLoss(nn.Module):
             return ((edges * eye_mask).sum((1, 2, 3)) / area.clamp_min(1e-6)).mean()
 
 
+LOSSES = ("loss", "l1", "eyeliner")
+
+
 class MakeupLoss(nn.Module):
     """l1_weight * L1 + eyeliner_weight * eyeliner, both in float32 on the unclamped output."""
 
@@ -468,24 +482,32 @@ def split_pairs(pairs: list[Pair], val_fraction: float, person_pattern: str) -> 
 def read_image(path: Path, mode: Literal["RGB", "L"], image_size: int) -> np.ndarray:
     """Return an image upright (EXIF), in one mode and one size: the one reader for training and applying.
 
-    Transparent pixels are laid over white, 16-bit grey is scaled to 8 bits.
+    Transparent pixels are laid over white, 16-bit grey is scaled to 8 bits, of an animation the first
+    picture is taken.
 
     Returns:
         uint8, (image_size, image_size, 3) for RGB, (image_size, image_size, 1) for L.
 
     Raises:
-        OSError, ValueError, SyntaxError, Image.DecompressionBombError: as Pillow raises them.
+        UserError: the file is missing, broken, no image, or has more than MAX_PIXELS pixels.
     """
-    with Image.open(path) as image:
-        image = ImageOps.exif_transpose(image)
-        if image.mode.startswith("I"):
-            image = Image.fromarray((np.asarray(image).astype(np.int64).clip(0, 65535) >> 8).astype(np.uint8))
-        if image.has_transparency_data:
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-        image = image.convert(mode)
-        if image.size != (image_size, image_size):
-            image = image.resize((image_size, image_size), Image.Resampling.LANCZOS)
-        return np.array(image).reshape(image_size, image_size, -1)
+    try:
+        with Image.open(path) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise ValueError(f"{image.width} x {image.height} pixels are more than {MAX_PIXELS:,}")
+            image = ImageOps.exif_transpose(image)
+            if image.mode.startswith("I"):
+                grey = (np.asarray(image).astype(np.int64).clip(0, 65535) >> 8).astype(np.uint8)
+                image = Image.fromarray(grey)
+            if image.has_transparency_data:
+                white = Image.new("RGBA", image.size, "white")
+                image = Image.alpha_composite(white, image.convert("RGBA"))
+            image = image.convert(mode)
+            if image.size != (image_size, image_size):
+                image = image.resize((image_size, image_size), Image.Resampling.LANCZOS)
+            return np.array(image).reshape(image_size, image_size, -1)
+    except Exception as error:  # a broken file makes Pillow's decoders raise nearly anything
+        raise UserError(f"{path} ({' '.join(str(error).split()) or type(error).__name__})") from None
 
 
 class MakeupPairs(Dataset):
@@ -495,6 +517,7 @@ class MakeupPairs(Dataset):
 
     Attributes:
         pixels: (N, H, W, 7) uint8: source RGB, target RGB, eye mask.
+        checksums: {stem: CRC-32 of the pixels}.
         has_mask: (N,) bool; a pair without a mask counts as white everywhere in the eyeliner loss and
             is left out of `val/psnr_eyes`.
     """
@@ -506,6 +529,7 @@ class MakeupPairs(Dataset):
             UserError: names every file that cannot be read, after all have been tried.
         """
         self.stems = [pair.stem for pair in pairs]
+        self.checksums: dict[str, int] = {}
         self.has_mask = torch.tensor([pair.eye_mask is not None for pair in pairs])
         self.pixels = torch.full((len(pairs), image_size, image_size, 7), 255, dtype=torch.uint8)
         pixels, broken = self.pixels.numpy(), []
@@ -520,8 +544,9 @@ class MakeupPairs(Dataset):
                 try:
                     if path is not None:
                         pixels[index, :, :, channels] = read_image(path, mode, image_size)
-                except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-                    broken.append(f"{path} ({' '.join(str(error).split())})")
+                except UserError as error:
+                    broken.append(str(error))
+            self.checksums[pair.stem] = zlib.crc32(pixels[index])
             if bar is not None:
                 bar.update()
 
@@ -606,13 +631,25 @@ def evaluate(
 
 
 def save_bytes(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all: beside it, flushed to disk, then renamed."""
+    """Write a file whole or not at all: beside it, flushed to disk, then renamed.
+
+    Raises:
+        UserError: it cannot be written; what was there before is untouched.
+    """
     partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    try:
+        with partial.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            partial.unlink()
+        raise UserError(
+            f"cannot write {path}: {error.strerror}; what was saved before is intact, "
+            "--resume goes on from there once this is mended"
+        ) from None
 
 
 def to_bytes(content: dict[str, Any]) -> bytes:
@@ -647,7 +684,7 @@ def pack_model(model: TinyBeauty) -> dict[str, Any]:
         scales.append(scale)
         biases.append(bias.half())
     return {
-        "format": FORMAT,
+        "format": MODEL_FORMAT,
         "version": FORMAT_VERSION,
         "architecture": {"channels": [16, 32, 64, 128]},
         "weights": torch.cat(weights),
@@ -663,14 +700,14 @@ def unpack_model(packed: dict[str, Any]) -> TinyBeauty:
         ValueError: the content does not fit this network.
     """
     model = TinyBeauty().fold_()
-    parts = {name: packed[name].float().cpu() for name in ("weights", "scales", "biases")}
     needed = {"weights": 0, "scales": 0, "biases": 0}
     for weight, bias in list_weights(model):
         needed["weights"] += weight.numel()
         needed["scales"] += len(weight)
         needed["biases"] += len(bias)
-    if needed != {name: part.numel() for name, part in parts.items()}:
+    if needed != {name: packed[name].numel() for name in needed}:
         raise ValueError("the weights do not fit this network")
+    parts = {name: packed[name].float().cpu() for name in needed}
     for weight, bias in list_weights(model):
         rows, parts["weights"] = parts["weights"].tensor_split([weight.numel()])
         scale, parts["scales"] = parts["scales"].tensor_split([len(weight)])
@@ -680,26 +717,38 @@ def unpack_model(packed: dict[str, Any]) -> TinyBeauty:
     return model
 
 
+def load_content(path: str | Path, content_format: str) -> dict[str, Any]:
+    """Return the dictionary of a file of ours; runs no code from it.
+
+    Raises:
+        UserError: the file is missing, truncated, of another format or another version, or any bit of
+            it has changed.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:  # torch.load neither checks the sums nor bounds the size
+            members = archive.infolist()
+            if any(member.compress_type for member in members) or archive.testzip() is not None:
+                raise ValueError("a member's checksum is wrong")
+        content = torch.load(path, weights_only=True, map_location="cpu")
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    except Exception as error:  # torch.load raises a dozen kinds for files that are not its own
+        raise UserError(f"{path} is damaged or no file of TinyBeauty's ({type(error).__name__})") from None
+    if not isinstance(content, dict) or content.get("format") != content_format:
+        raise UserError(f"{path} is a PyTorch file, but not one of TinyBeauty's {content_format!r} files")
+    if content.get("version") != FORMAT_VERSION:
+        found = content.get("version")
+        raise UserError(f"{path} has format version {found}, this program reads {FORMAT_VERSION}")
+    return content
+
+
 def load_model(path: str | Path) -> TinyBeauty:
     """Return the network of a `.pt` file, on the CPU, in float32 and eval mode.
 
     Raises:
         UserError: the file is missing, truncated, or no TinyBeauty network of this version.
     """
-    try:
-        packed = torch.load(path, weights_only=True, map_location="cpu")
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from None
-    except Exception as error:  # torch.load raises a dozen kinds for files that are not its own
-        raise UserError(
-            f"{path} is damaged or no checkpoint of TinyBeauty ({type(error).__name__})"
-        ) from None
-    if not isinstance(packed, dict) or packed.get("format") != FORMAT:
-        raise UserError(f"{path} is a PyTorch file, but not one of TinyBeauty's tinybeauty_*.pt")
-    if packed.get("version") != FORMAT_VERSION:
-        raise UserError(
-            f"{path} has format version {packed.get('version')}, this program reads {FORMAT_VERSION}"
-        )
+    packed = load_content(path, MODEL_FORMAT)
     try:
         return unpack_model(packed)
     except (KeyError, ValueError, AttributeError) as error:
@@ -878,6 +927,150 @@ def load_batch(
     )
 
 
+@dataclass
+class Progress:
+    """How far a run is."""
+
+    epoch: int = 0  # finished ones
+    pairs_done: int = 0  # of the epoch after that
+    sums: dict[str, float] = field(default_factory=dict)  # of its losses over these pairs
+    global_step: int = 0
+    best_loss: float = math.inf
+    best_psnr: float = -math.inf
+    history: list[dict[str, float]] = field(default_factory=list)  # the rows of metrics.csv
+    wandb_id: str | None = None
+
+
+class Run:
+    """All that changes while training; what `tinybeauty_last.ckpt` holds."""
+
+    def __init__(self, config: Config, device: torch.device, dtype: torch.dtype) -> None:
+        self.config, self.device, self.dtype = config, device, dtype
+        torch.manual_seed(config.seed)
+        self.model = TinyBeauty().to(device, memory_format=torch.channels_last)
+        self.criterion = MakeupLoss(config.l1_weight, config.eyeliner_weight).to(device)
+        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=config.learning_rate, fused=True)
+        self.scheduler = ReduceLROnPlateau(
+            self.optimizer, factor=config.lr_factor, patience=config.lr_patience
+        )
+        self.progress = Progress()
+
+    @property
+    def learning_rate(self) -> float:
+        """Adam's at the moment."""
+        return self.optimizer.param_groups[0]["lr"]
+
+    def save(self, path: Path, checksums: dict[str, int]) -> None:
+        """Write all a resume needs, whole or not at all.
+
+        Args:
+            path: tinybeauty_last.ckpt.
+            checksums: of the pairs, so that a resume notices others.
+        """
+        state = {
+            "format": RUN_FORMAT,
+            "version": FORMAT_VERSION,
+            "config": self.config.model_dump(),
+            "checksums": checksums,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "progress": asdict(self.progress),
+        }
+        save_bytes(path, to_bytes(state))
+
+    def restore(self, path: Path, checksums: dict[str, int]) -> None:
+        """Go back to where the run has stopped, and say which settings differ from then.
+
+        Raises:
+            UserError: the file is damaged, or a setting or the pairs do not allow to go on.
+        """
+        state = load_content(path, RUN_FORMAT)
+        try:
+            before = state["config"]
+            check_edits(before, self.config, state["checksums"], checksums)
+            self.model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.scheduler.load_state_dict(state["scheduler"])
+            self.progress = Progress(**state["progress"])
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            if isinstance(error, UserError):
+                raise
+            raise UserError(f"{path} is damaged: {' '.join(str(error).split())}") from None
+        if self.progress.epoch > self.config.epochs:
+            raise UserError(
+                f"this run has done {self.progress.epoch} epochs, more than epochs: {self.config.epochs}"
+            )
+        # What load_state_dict has just undone:
+        self.scheduler.factor, self.scheduler.patience = self.config.lr_factor, self.config.lr_patience
+        if self.config.learning_rate != before["learning_rate"]:
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.config.learning_rate
+
+
+def check_edits(
+    before: dict[str, Any], config: Config, checksums_before: dict[str, int], checksums: dict[str, int]
+) -> None:
+    """Print the settings that differ from the run's and take effect from now on.
+
+    Raises:
+        UserError: a setting that cannot change within a run has, or the pairs are others.
+    """
+    edits = {
+        key: f"{key}: {before.get(key)!r} then, {value!r} now"
+        for key, value in config.model_dump().items()
+        if before.get(key) != value
+    }
+    if refused := [edits[key] for key in ("image_size", "val_fraction", "person_pattern") if key in edits]:
+        raise UserError("cannot resume with another split or size:\n  " + "\n  ".join(refused))
+    stems = sorted(checksums.keys() | checksums_before.keys())
+    if others := [stem for stem in stems if checksums.get(stem) != checksums_before.get(stem)]:
+        where = edits.get("data_dir", f"data_dir: {config.data_dir!r}")
+        raise UserError(
+            f"cannot resume: {len(others):,} pairs were added, removed or changed since "
+            f"({list_some(others)}; {where}); bring them back, or start anew in another output_dir"
+        )
+    for edit in edits.values():
+        print(f"          {edit}")
+
+
+class StopRequest:
+    """Turns Ctrl-C and SIGTERM into a request to stop after the step; a second one ends at once.
+
+    Attributes:
+        signal_number: the signal that came, or None.
+    """
+
+    def __init__(self) -> None:
+        self.signal_number: int | None = None
+        self.previous: dict[int, Any] = {}
+
+    def __enter__(self) -> StopRequest:
+        if threading.current_thread() is threading.main_thread():  # the only one that may set handlers
+            self.previous = {
+                number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)
+            }
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
+
+    def _ask(self, number: int, frame: object) -> None:
+        if self.signal_number is not None:
+            raise KeyboardInterrupt
+        self.signal_number = number
+        print("\nstopping after this step; once more ends at once", file=sys.stderr, flush=True)
+
+
+class Stopped(Exception):
+    """The run was asked to stop and has saved its state; `exit_code` is the shell's for that signal."""
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(signal_number)
+        self.exit_code = 128 + signal_number
+
+
 def check_finite(loss: float, epoch: int, config: Config) -> None:
     """Raise UserError where the loss is no longer a finite number; what was saved before stays."""
     if not math.isfinite(loss):
@@ -889,58 +1082,48 @@ def check_finite(loss: float, epoch: int, config: Config) -> None:
 
 
 def train_one_epoch(
-    model: nn.Module,
-    pairs: MakeupPairs,
-    criterion: MakeupLoss,
-    optimizer: torch.optim.Optimizer,
-    config: Config,
-    epoch: int,
-    device: torch.device,
-    dtype: torch.dtype,
-    bar: tqdm,
+    run: Run, pairs: MakeupPairs, epoch: int, stop: StopRequest, bar: tqdm
 ) -> dict[str, float]:
-    """Train on every pair once; return `train/loss`, `train/l1`, `train/eyeliner` and `time/images_per_s`.
+    """Train on the pairs of an epoch that are not done yet; return its `train/...` and images a second.
 
     Order and flips depend on (seed, epoch) alone, so a run that is continued sees what it would have seen.
+    A request to stop ends it after the step; then `run.progress.pairs_done` is less than all.
 
     Raises:
         UserError: the loss is no longer a finite number.
     """
-    model.train()
+    config, progress = run.config, run.progress
+    run.model.train()
     generator = torch.Generator().manual_seed(config.seed * 1_000_003 + epoch)
     order = torch.randperm(len(pairs), generator=generator)
     flipped = torch.rand(len(pairs), generator=generator) < (0.5 if config.flip else 0.0)
-    sums = dict.fromkeys(("loss", "l1", "eyeliner"), torch.zeros((), device=device))
+    sums = {name: torch.tensor(progress.sums.get(name, 0.0), device=run.device) for name in LOSSES}
+    started_at = progress.pairs_done
     start = shown = time.perf_counter()
-    for indices in order.split(config.batch_size):
-        source, target, eye_mask = load_batch(pairs, indices, device, flipped[indices])
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            residual = model(source)
-        losses = criterion(source + residual.float(), target, eye_mask)
-        optimizer.zero_grad()
+    for indices in order[started_at:].split(config.batch_size):
+        source, target, eye_mask = load_batch(pairs, indices, run.device, flipped[indices])
+        with torch.autocast(run.device.type, run.dtype, enabled=run.dtype != torch.float32):
+            residual = run.model(source)
+        losses = run.criterion(source + residual.float(), target, eye_mask)
+        run.optimizer.zero_grad()
         losses["loss"].backward()
-        optimizer.step()
-        sums = {name: total + losses[name].detach() * len(indices) for name, total in sums.items()}
+        run.optimizer.step()
+        for name in LOSSES:
+            sums[name] += losses[name].detach() * len(indices)
+        progress.pairs_done += len(indices)
+        progress.global_step += 1
         bar.update()
         if time.perf_counter() - shown > 0.5:  # reading the loss waits for the device: not in every step
             shown = time.perf_counter()
             check_finite(losses["loss"].item(), epoch, config)
             bar.set_postfix(loss=f"{losses['loss'].item():.4f}", refresh=False)
-    means = {f"train/{name}": total.item() / len(pairs) for name, total in sums.items()}
-    check_finite(means["train/loss"], epoch, config)
-    return means | {"time/images_per_s": len(pairs) / (time.perf_counter() - start)}
-
-
-@dataclass
-class Progress:
-    """How far a run is; with the network, Adam and the scheduler all that a resume needs."""
-
-    epoch: int = 0  # finished ones
-    global_step: int = 0
-    best_loss: float = math.inf
-    best_psnr: float = -math.inf
-    history: list[dict[str, float]] = field(default_factory=list)  # the rows of metrics.csv
-    wandb_id: str | None = None
+        if stop.signal_number is not None:
+            break
+    progress.sums = {name: total.item() for name, total in sums.items()}
+    check_finite(progress.sums["loss"], epoch, config)
+    seconds = time.perf_counter() - start
+    means = {f"train/{name}": total / len(pairs) for name, total in progress.sums.items()}
+    return means | {"time/images_per_s": (progress.pairs_done - started_at) / seconds}
 
 
 def find_data(config: Config) -> tuple[list[Pair], list[Pair]]:
@@ -958,11 +1141,12 @@ def find_data(config: Config) -> tuple[list[Pair], list[Pair]]:
     return split_pairs(find_pairs(data_dir), config.val_fraction, config.person_pattern)
 
 
-def make_output_dir(config: Config) -> Path:
+def make_output_dir(config: Config, resume: bool, overwrite: bool) -> Path:
     """Return the output folder, made where it is missing and tried out before an hour of training.
 
     Raises:
-        UserError: it cannot be made or written to.
+        UserError: it cannot be written to, holds a run that nobody said what to do with, or holds none
+            to resume.
     """
     output_dir = Path(config.output_dir)
     trial = output_dir / "tinybeauty.partial"
@@ -974,7 +1158,36 @@ def make_output_dir(config: Config) -> Path:
         raise UserError(
             f"cannot write to the output folder {output_dir}: {error.strerror}; choose another output_dir"
         ) from None
+    if resume and not (output_dir / STATE_FILE).exists():
+        raise UserError(f"there is nothing to resume: {output_dir} holds no {STATE_FILE}")
+    if not (resume or overwrite) and find_outputs(output_dir):
+        raise UserError(
+            f"{output_dir} holds a run already: --resume goes on with it, --overwrite deletes it and starts "
+            "anew, another --output_dir keeps both"
+        )
     return output_dir
+
+
+def find_outputs(output_dir: Path) -> list[Path]:
+    """Return the files of an earlier run."""
+    patterns = ("tinybeauty_*.pt", STATE_FILE, "samples_epoch_*.png", "metrics.csv")
+    return [path for pattern in patterns for path in output_dir.glob(pattern)]
+
+
+@contextmanager
+def lock_folder(output_dir: Path) -> Iterator[None]:
+    """Keep other runs out of the folder; the system lets go of it however this one ends.
+
+    Raises:
+        UserError: another run is in there.
+    """
+    try:
+        with FileLock(output_dir / ".lock", timeout=0):
+            yield
+    except Timeout:
+        raise UserError(
+            f"another run is writing into {output_dir}; wait, or choose another output_dir"
+        ) from None
 
 
 def read_data(parts: tuple[list[Pair], list[Pair]], config: Config) -> tuple[MakeupPairs, MakeupPairs]:
@@ -1008,29 +1221,42 @@ def describe_epoch(metrics: dict[str, float], config: Config, seconds_left: floa
     )
 
 
-def save_epoch(
-    output_dir: Path,
-    progress: Progress,
-    metrics: dict[str, float],
-    shipped: bytes,
-    state: dict[str, Any],
-    last: bool,
-) -> list[str]:
-    """Write the networks that ship, metrics.csv and tinybeauty_last.ckpt; return which bests were beaten."""
-    best = []
+def save_networks(run: Run, output_dir: Path, metrics: dict[str, float], shipped: bytes) -> list[str]:
+    """Write the networks that ship, where this epoch's is one of them; return which bests were beaten."""
+    progress, best = run.progress, []
     if metrics["val/loss"] < progress.best_loss:
         progress.best_loss = metrics["val/loss"]
         best.append("loss")
     if metrics["val/psnr"] > progress.best_psnr:
         progress.best_psnr = metrics["val/psnr"]
         best.append("psnr")
-    for name in [f"best_{name}" for name in best] + (["final"] if last else []):
+    last = ["final"] if metrics["epoch"] == run.config.epochs else []
+    for name in [f"best_{name}" for name in best] + last:
         save_bytes(output_dir / f"tinybeauty_{name}.pt", shipped)
-    progress.history.append(metrics)
-    save_metrics(progress.history, output_dir / "metrics.csv")
-    # Last of all: until this file is there the epoch does not count, and a resume would do it again.
-    save_bytes(output_dir / "tinybeauty_last.ckpt", to_bytes({**state, "progress": asdict(progress)}))
     return best
+
+
+def finish_epoch(
+    run: Run, metrics: dict[str, float], val_set: MakeupPairs, output_dir: Path
+) -> tuple[list[str], Path | None]:
+    """Measure the network as it ships, add that to `metrics`, save it where it is one to keep.
+
+    Returns:
+        Which bests were beaten, and the sample grid if one was due.
+    """
+    config, epoch = run.config, int(metrics["epoch"])
+    packed = pack_model(run.model)
+    network = unpack_model(packed).to(run.device, memory_format=torch.channels_last)
+    scores = evaluate(network, val_set, run.criterion, run.device)
+    run.scheduler.step(scores["val/loss"])
+    shipped = to_bytes(packed | {"epoch": epoch, "metrics": scores})
+    metrics |= scores | {"model/parameters": count_parameters(run.model), "model/bytes": len(shipped)}
+    best = save_networks(run, output_dir, metrics, shipped)
+    sample = None
+    if epoch in (1, config.epochs) or epoch % config.sample_every == 0:
+        sample = output_dir / f"samples_epoch_{epoch:03d}.png"
+        save_samples(network, val_set, sample, run.device)
+    return best, sample
 
 
 def print_summary(output_dir: Path, config: Config, started: float) -> list[Path]:
@@ -1055,77 +1281,95 @@ def print_summary(output_dir: Path, config: Config, started: float) -> list[Path
     return paths
 
 
-def train(config: Config) -> None:
+def train_epochs(
+    run: Run, train_set: MakeupPairs, val_set: MakeupPairs, output_dir: Path, tracker: Tracker
+) -> None:
+    """Train until the last epoch is done.
+
+    Raises:
+        Stopped: Ctrl-C or SIGTERM came, and the state is saved.
+        UserError: the loss is not finite, or a file cannot be written.
+    """
+    config, progress, state_path = run.config, run.progress, output_dir / STATE_FILE
+    checksums = train_set.checksums | val_set.checksums
+    steps = math.ceil(len(train_set) / config.batch_size)
+    first, started = progress.epoch + 1, time.perf_counter()
+    with (
+        StopRequest() as stop,
+        tqdm(total=(config.epochs - progress.epoch) * steps, unit="step", disable=None, leave=False) as bar,
+    ):
+        for epoch in range(first, config.epochs + 1):
+            epoch_started = time.perf_counter()
+            bar.set_description(f"epoch {epoch}/{config.epochs}", refresh=False)
+            metrics: dict[str, float] = {"epoch": epoch, "lr": run.learning_rate}
+            metrics |= train_one_epoch(run, train_set, epoch, stop, bar)
+            if progress.pairs_done < len(train_set):
+                run.save(state_path, checksums)
+                raise Stopped(stop.signal_number)
+
+            best, sample = finish_epoch(run, metrics, val_set, output_dir)
+            metrics["time/epoch_s"] = time.perf_counter() - epoch_started
+            progress.epoch, progress.pairs_done, progress.sums = epoch, 0, {}
+            progress.history.append(metrics)
+            save_metrics(progress.history, output_dir / "metrics.csv")
+            # Last of all: until this file is there the epoch does not count, and a resume does it again.
+            run.save(state_path, checksums)
+
+            tracker.log(metrics, sample)
+            seconds_left = (time.perf_counter() - started) / (epoch + 1 - first) * (config.epochs - epoch)
+            tqdm.write(describe_epoch(metrics, config, seconds_left, best))
+            if run.learning_rate < metrics["lr"]:
+                tqdm.write(
+                    f"          val/loss has not improved for {config.lr_patience + 1} epochs: "
+                    f"learning rate {metrics['lr']:g} -> {run.learning_rate:g}"
+                )
+            if stop.signal_number is not None and epoch < config.epochs:
+                raise Stopped(stop.signal_number)
+
+
+def train(config: Config, resume: bool = False, overwrite: bool = False) -> None:
     """Train as configured and write everything into `output_dir`.
+
+    Args:
+        config: the settings.
+        resume: go on with the run in `output_dir`.
+        overwrite: delete the run in `output_dir` and start anew.
 
     Raises:
         UserError: the data, the device or the output folder are not usable, or the loss is not finite.
+        Stopped: Ctrl-C or SIGTERM came, and the state is saved.
     """
     started = time.perf_counter()
     keep_freed_memory()
     device, dtype = choose_device(config)
     parts = find_data(config)
-    output_dir = make_output_dir(config)
-    train_set, val_set = read_data(parts, config)
-    save_bytes(output_dir / "config.yaml", yaml.safe_dump(config.model_dump(), sort_keys=False).encode())
+    output_dir = make_output_dir(config, resume, overwrite)
+    with lock_folder(output_dir):
+        train_set, val_set = read_data(parts, config)
+        run = Run(config, device, dtype)
+        if resume:
+            run.restore(output_dir / STATE_FILE, train_set.checksums | val_set.checksums)
+        for path in find_outputs(output_dir) if overwrite else ():
+            path.unlink()
+        save_bytes(output_dir / "config.yaml", yaml.safe_dump(config.model_dump(), sort_keys=False).encode())
 
-    torch.manual_seed(config.seed)
-    model = TinyBeauty().to(device, memory_format=torch.channels_last)
-    criterion = MakeupLoss(config.l1_weight, config.eyeliner_weight).to(device)
-    optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate, fused=True)
-    scheduler = ReduceLROnPlateau(optimizer, factor=config.lr_factor, patience=config.lr_patience)
-    facts = {"model/parameters": count_parameters(model), "model/bytes": len(to_bytes(pack_model(model)))}
-    print(
-        f"model     {facts['model/parameters']:,} parameters, {facts['model/bytes']:,} bytes as shipped, "
-        f"{count_multiply_adds(model, config.image_size) / 1e6:,.0f} million multiply-adds an image"
-    )
-    tracker = Tracker(config, facts)
-    print(f"tracking  {tracker.describe()}")
-
-    progress = Progress(wandb_id=tracker.run.id if tracker.run else None)
-    steps = math.ceil(len(train_set) / config.batch_size)
-    with tqdm(total=config.epochs * steps, unit="step", disable=None, leave=False) as bar:
-        for epoch in range(1, config.epochs + 1):
-            epoch_started = time.perf_counter()
-            bar.set_description(f"epoch {epoch}/{config.epochs}", refresh=False)
-            metrics: dict[str, float] = {"epoch": epoch, "lr": optimizer.param_groups[0]["lr"]}
-            metrics |= train_one_epoch(
-                model, train_set, criterion, optimizer, config, epoch, device, dtype, bar
-            )
-            packed = pack_model(model)
-            network = unpack_model(packed).to(device, memory_format=torch.channels_last)
-            scores = evaluate(network, val_set, criterion, device)
-            shipped = to_bytes(packed | {"epoch": epoch, "metrics": scores})
-            scheduler.step(scores["val/loss"])
-
-            sample = None
-            if epoch in (1, config.epochs) or epoch % config.sample_every == 0:
-                sample = output_dir / f"samples_epoch_{epoch:03d}.png"
-                save_samples(network, val_set, sample, device)
-            metrics |= (
-                scores
-                | facts
-                | {"model/bytes": len(shipped), "time/epoch_s": time.perf_counter() - epoch_started}
-            )
-            progress.epoch, progress.global_step = epoch, progress.global_step + steps
-            state = {
-                "format": "tinybeauty-run",
-                "version": FORMAT_VERSION,
-                "config": config.model_dump(),
-                "model": model.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "scheduler": scheduler.state_dict(),
-            }
-            best = save_epoch(output_dir, progress, metrics, shipped, state, last=epoch == config.epochs)
-            tracker.log(metrics, sample)
-            left = (time.perf_counter() - started) / epoch * (config.epochs - epoch)
-            tqdm.write(describe_epoch(metrics, config, left, best))
-            if (learning_rate := optimizer.param_groups[0]["lr"]) < metrics["lr"]:
-                tqdm.write(
-                    f"          val/loss has not improved for {config.lr_patience + 1} epochs: "
-                    f"learning rate {metrics['lr']:g} -> {learning_rate:g}"
-                )
-    tracker.finish(print_summary(output_dir, config, started))
+        facts = {
+            "model/parameters": count_parameters(run.model),
+            "model/bytes": len(to_bytes(pack_model(run.model))),
+        }
+        print(
+            f"model     {facts['model/parameters']:,} parameters, {facts['model/bytes']:,} bytes as shipped, "
+            f"{count_multiply_adds(run.model, config.image_size) / 1e6:,.0f} million multiply-adds an image"
+        )
+        tracker = Tracker(config, facts, run.progress.wandb_id)
+        run.progress.wandb_id = tracker.run.id if tracker.run else run.progress.wandb_id
+        print(f"tracking  {tracker.describe()}")
+        files: list[Path] = []
+        try:
+            train_epochs(run, train_set, val_set, output_dir, tracker)
+            files = print_summary(output_dir, config, started)
+        finally:
+            tracker.finish(files)
 
 
 # ======================================================================================================
@@ -1141,8 +1385,8 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message}; see --help")
 
 
-def parse_flags(argv: list[str] | None) -> tuple[dict[str, str], Path]:
-    """Return (the flags given, by configuration key; the path of the YAML file).
+def parse_flags(argv: list[str]) -> tuple[dict[str, str], argparse.Namespace]:
+    """Return the flags given, by configuration key, and the others: `config`, `resume`, `overwrite`.
 
     Raises:
         UserError: an unknown flag or a flag without its value.
@@ -1154,6 +1398,8 @@ def parse_flags(argv: list[str] | None) -> tuple[dict[str, str], Path]:
         default=HERE / "config.yaml",
         help="YAML file (default: config.yaml beside the script)",
     )
+    parser.add_argument("--resume", action="store_true", help="go on with the run in output_dir")
+    parser.add_argument("--overwrite", action="store_true", help="delete the run in output_dir, start anew")
     for key, info in Config.model_fields.items():
         optional = {"nargs": "?", "const": "true"} if info.annotation is bool else {}
         default = str(info.default).replace("%", "%%")
@@ -1167,23 +1413,33 @@ def parse_flags(argv: list[str] | None) -> tuple[dict[str, str], Path]:
     known, unknown = parser.parse_known_args(argv)
     if unknown:
         flag = unknown[0].split("=")[0]
-        close = difflib.get_close_matches(flag.lstrip("-").replace("-", "_"), Config.model_fields, n=1)
+        names = [*Config.model_fields, "config", "resume", "overwrite"]
+        close = difflib.get_close_matches(flag.lstrip("-").replace("-", "_"), names, n=1)
         raise UserError(
             f"unknown argument {flag}" + (f", did you mean --{close[0]}?" if close else "; see --help")
         )
-    flags = vars(known)
-    return flags, flags.pop("config")
+    if known.resume and known.overwrite:
+        raise UserError("--resume goes on with a run, --overwrite deletes it: give one of them")
+    flags = {key: value for key, value in vars(known).items() if key in Config.model_fields}
+    return flags, known
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; return the exit code."""
+    argv = sys.argv[1:] if argv is None else argv
     try:
-        train(load_config(*parse_flags(argv)))
+        flags, others = parse_flags(argv)
+        train(load_config(flags, others.config), others.resume, others.overwrite)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except Stopped as stopped:
+        again = [word for word in argv if word not in ("--resume", "--overwrite")]
+        command = shlex.join(["python", sys.argv[0], *again, "--resume"])
+        print(f"stopped, the state is saved; go on with: {command}", file=sys.stderr)
+        return stopped.exit_code
     except KeyboardInterrupt:
-        print("stopped; the networks of the epochs finished so far are in the output folder", file=sys.stderr)
+        print("stopped at once; --resume goes on from the last saved state", file=sys.stderr)
         return 130
     return 0
 

@@ -87,7 +87,7 @@ def trained(demo, tmp_path_factory) -> Run:
     settings |= {"val_fraction": 0.25, "sample_every": 2, "learning_rate": 0.001, "device": "cpu", "seed": 3}
     settings |= {"l1_weight": 0.8, "eyeliner_weight": 1.5}
     (folder / "my.yaml").write_text(yaml.safe_dump(settings | {"epochs": 400}), encoding="utf-8")
-    flags = ["--config", "my.yaml", "--epochs", "5", "--wandb_mode", "offline"]
+    flags = ["--config", "my.yaml", "--epochs", "5", "--wandb_mode", "offline", "--overwrite"]
     run = subprocess.run([sys.executable, str(SCRIPT), *flags], cwd=folder, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     settings["wandb_mode"] = "offline"

@@ -1,0 +1,188 @@
+"""Feed the readers mutated images and mutated checkpoints: a clean error or a valid result, nothing else.
+
+    python tests/fuzz_inputs.py --count 2000
+
+Mutates valid files of all formats and modes (bits, bytes, runs, cuts, copies, lengths) and reads them
+with `read_image`, `load_model` and `Run.restore`'s loader. Fails on any other exception than UserError,
+on an image of a wrong shape, on a network or a state that differs from the original without an error,
+on more than 10 s for one file, and on more than 2 GiB of memory above the start (RLIMIT_AS).
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import random
+import resource
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from tinybeauty_training import (
+    RUN_FORMAT,
+    Config,
+    Run,
+    TinyBeauty,
+    UserError,
+    load_content,
+    load_model,
+    pack_model,
+    read_image,
+    to_bytes,
+)
+
+SECONDS_A_FILE = 10
+MEMORY_BYTES = 2 * 2**30
+
+
+def make_images() -> dict[str, bytes]:
+    """Return small valid files: {name: content}."""
+    rng = np.random.default_rng(0)
+    colour = Image.fromarray(rng.integers(0, 256, (40, 48, 3), dtype=np.uint8))
+    files = {}
+    for suffix, modes in {
+        "png": ("1", "L", "LA", "P", "RGB", "RGBA", "I;16"),
+        "jpg": ("L", "RGB", "CMYK"),
+        "webp": ("RGB", "RGBA"),
+        "bmp": ("1", "L", "P", "RGB"),
+    }.items():
+        for mode in modes:
+            picture = (
+                colour.convert("L").convert("I").convert("I;16") if mode == "I;16" else colour.convert(mode)
+            )
+            buffer = io.BytesIO()
+            picture.save(buffer, {"jpg": "JPEG"}.get(suffix, suffix.upper()))
+            files[f"{mode.replace(';', '')}.{suffix}"] = buffer.getvalue()
+    buffer = io.BytesIO()
+    colour.save(buffer, "PNG", save_all=True, append_images=[colour.rotate(90), colour.rotate(180)])
+    files["animated.png"] = buffer.getvalue()
+    return files
+
+
+def mutate(content: bytes, rng: random.Random) -> bytes:
+    """Return the content with one to eight random changes."""
+    data = bytearray(content)
+    for _ in range(rng.choice((1, 1, 2, 8))):
+        where = rng.randrange(max(len(data), 1))
+        kind = rng.randrange(6)
+        if kind == 0 and data:
+            data[where] ^= 1 << rng.randrange(8)
+        elif kind == 1 and data:
+            data[where] = rng.choice((0, 1, 127, 128, 255))
+        elif kind == 2:
+            del data[where:]
+        elif kind == 3:
+            data[where : where + 4] = rng.choice((b"\xff\xff\xff\xff", b"\x7f\xff\xff\xff", b"\0\0\0\0"))
+        elif kind == 4:
+            data[where:where] = data[where : where + rng.randrange(1, 200)]
+        else:
+            del data[where : where + rng.randrange(1, 200)]
+    return bytes(data)
+
+
+def fuzz_images(count: int, rng: random.Random, folder: Path) -> Counter[str]:
+    """Read mutated images; return how they ended."""
+    files, ends = make_images(), Counter()
+    for _ in range(count):
+        name = rng.choice(sorted(files))
+        path = folder / name
+        path.write_bytes(mutate(files[name], rng))
+        mode = rng.choice(("RGB", "L"))
+        signal.alarm(SECONDS_A_FILE)
+        try:
+            pixels = read_image(path, mode, 32)
+            assert pixels.shape == (32, 32, 3 if mode == "RGB" else 1), pixels.shape
+            assert pixels.dtype == np.uint8, pixels.dtype
+            ends["image"] += 1
+        except UserError as error:
+            assert str(path) in str(error), error
+            assert "\n" not in str(error), error
+            ends["error"] += 1
+        finally:
+            signal.alarm(0)
+    return ends
+
+
+def equal(left: object, right: object) -> bool:
+    """Compare nested dictionaries, lists, tensors and numbers."""
+    if isinstance(left, torch.Tensor):
+        return isinstance(right, torch.Tensor) and left.dtype == right.dtype and torch.equal(left, right)
+    if isinstance(left, dict):
+        return (
+            isinstance(right, dict)
+            and left.keys() == right.keys()
+            and all(equal(left[k], right[k]) for k in left)
+        )
+    if isinstance(left, list | tuple):
+        return len(left) == len(right) and all(equal(*pair) for pair in zip(left, right, strict=True))
+    return left == right
+
+
+def fuzz_checkpoints(count: int, rng: random.Random, folder: Path) -> Counter[str]:
+    """Read mutated networks and states; return how they ended."""
+    torch.manual_seed(0)
+    network = to_bytes(pack_model(TinyBeauty()) | {"epoch": 1, "metrics": {"val/psnr": 30.0}})
+    run = Run(Config(), torch.device("cpu"), torch.float32)
+    run.save(folder / "state.ckpt", {"face": 1})
+    originals = {"network.pt": network, "state.ckpt": (folder / "state.ckpt").read_bytes()}
+    readers = {
+        "network.pt": lambda path: load_model(path).state_dict(),
+        "state.ckpt": lambda path: load_content(path, RUN_FORMAT),
+    }
+    (folder / "network.pt").write_bytes(network)
+    wanted = {name: reader(folder / name) for name, reader in readers.items()}
+    ends = Counter()
+    for _ in range(count):
+        name = rng.choice(("network.pt", "network.pt", "network.pt", "state.ckpt"))
+        path = folder / f"mutated_{name}"
+        path.write_bytes(mutate(originals[name], rng))
+        signal.alarm(SECONDS_A_FILE)
+        try:
+            content = readers[name](path)
+            assert equal(content, wanted[name]), f"{name}: read without an error, but differs"
+            ends["unharmed"] += 1
+        except UserError as error:
+            assert str(path) in str(error), error
+            assert "\n" not in str(error), error
+            ends["error"] += 1
+        finally:
+            signal.alarm(0)
+    return ends
+
+
+def bound_memory() -> None:
+    """Let this process have 2 GiB of address space more than it has now."""
+    pages = int(Path("/proc/self/statm").read_text().split()[0]) if Path("/proc/self/statm").exists() else 0
+    if pages:
+        limit = pages * resource.getpagesize() + MEMORY_BYTES
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+
+
+def main() -> int:
+    """Run the command line; return the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--count", type=int, default=2000, help="images, and as many checkpoints")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    bound_memory()
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        rng = random.Random(options.seed)
+        images = fuzz_images(options.count, rng, Path(folder))
+        print(f"{options.count} images: {dict(images)}; {time.monotonic() - started:.0f} s")
+        checkpoints = fuzz_checkpoints(options.count, rng, Path(folder))
+        print(f"{options.count} checkpoints: {dict(checkpoints)}; {time.monotonic() - started:.0f} s")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

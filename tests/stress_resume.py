@@ -1,0 +1,159 @@
+"""Kill training runs with SIGKILL at random moments, resume them, and compare the bytes.
+
+    python tests/stress_resume.py --kills 50
+
+Every other kill waits until a file is being written. A run that was killed and resumed must end with
+the same three .pt files and the same metrics.csv (but for the clock's columns) as a run that was left
+alone. Prints one line a finished run; exits with 1 at the first difference. Two CPU cores take about 4 s
+a kill.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import multiprocessing
+import os
+import random
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(ROOT / "data"))
+
+CLOCK = {"time/epoch_s", "time/images_per_s"}
+SETTINGS = [
+    "--image_size",
+    "64",
+    "--batch_size",
+    "2",
+    "--epochs",
+    "6",
+    "--val_fraction",
+    "0.25",
+    "--device",
+    "cpu",
+]
+SETTINGS += ["--sample_every", "2", "--wandb_mode", "disabled"]
+
+
+def call_main(argv: list[str], log: Path) -> None:
+    """Run the command line in a process of its own, printing into a file."""
+    with log.open("a") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+        from tinybeauty_training import main
+
+        sys.exit(main(argv))
+
+
+def start_run(argv: list[str], log: Path) -> multiprocessing.process.BaseProcess:
+    """Start the training command; importing torch anew for each kill would take most of the time."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tinybeauty_training"])
+    process = context.Process(target=call_main, args=(argv, log))
+    process.start()
+    return process
+
+
+def read_result(folder: Path) -> dict[str, object]:
+    """Return what must not depend on kills: the networks' bytes and the rows without the clock."""
+    result: dict[str, object] = {path.name: path.read_bytes() for path in folder.glob("*.pt")}
+    with (folder / "metrics.csv").open(newline="") as file:
+        result["metrics.csv"] = [
+            {name: value for name, value in row.items() if name not in CLOCK} for row in csv.DictReader(file)
+        ]
+    return result
+
+
+def kill_at(process: multiprocessing.process.BaseProcess, folder: Path, moment: float, writing: bool) -> bool:
+    """Kill the run after some seconds, or at the next file being written from then on.
+
+    Returns:
+        Whether it was killed; False where it ended by itself before.
+    """
+    end = time.monotonic() + moment
+    while process.is_alive():
+        if time.monotonic() >= end and (not writing or any(folder.glob("*.partial"))):
+            process.kill()
+            process.join()
+            return process.exitcode == -9
+        time.sleep(0.0005)
+    process.join()
+    return False
+
+
+def stress(kills: int, seed: int, folder: Path, data_dir: Path) -> tuple[int, int]:
+    """Kill and resume until there were enough kills, comparing every run that ends.
+
+    Returns:
+        (runs compared, kills while a file was being written)
+
+    Raises:
+        AssertionError: a killed run ended otherwise than the one left alone, or did not end well.
+    """
+    rng = random.Random(seed)
+    log = folder / "log.txt"
+    argv = ["--data_dir", str(data_dir), *SETTINGS]
+
+    def finish(process: multiprocessing.process.BaseProcess) -> None:
+        process.join()
+        assert process.exitcode == 0, log.read_text()
+
+    finish(start_run([*argv, "--output_dir", str(folder / "first")], log))  # pays for importing torch
+    started = time.monotonic()
+    finish(start_run([*argv, "--output_dir", str(folder / "alone")], log))
+    seconds = time.monotonic() - started
+    alone, runs, killed, in_writing = read_result(folder / "alone"), 0, 0, 0
+    assert read_result(folder / "first") == alone, "two runs left alone differ"
+    while killed < kills:
+        output_dir = folder / f"run_{runs}"
+        while True:
+            state = output_dir / "tinybeauty_last.ckpt"
+            how = "--resume" if state.exists() else "--overwrite"
+            process = start_run([*argv, "--output_dir", str(output_dir), how], log)
+            if killed == kills:
+                finish(process)
+                break
+            writing = killed % 2 == 1
+            if not kill_at(process, output_dir, rng.uniform(0, 0.8 * seconds), writing):
+                finish(process)
+                break
+            killed += 1
+            in_writing += writing
+        assert read_result(output_dir) == alone, f"{output_dir} differs from the run left alone"
+        leftovers = list(output_dir.glob("*.partial"))
+        assert not leftovers, leftovers
+        runs += 1
+        print(
+            f"{killed}/{kills} kills, {in_writing} of them while writing: run {runs} ended in the same bytes"
+        )
+        shutil.rmtree(output_dir)
+    return runs, in_writing
+
+
+def main() -> int:
+    """Run the command line; return the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    from make_demo import make_demo
+
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        make_demo(Path(folder) / "faces", 16, 64, 1)
+        runs, in_writing = stress(options.kills, options.seed, Path(folder), Path(folder) / "faces")
+    print(
+        f"{options.kills} kills ({in_writing} while writing), {runs} runs, all ended in the same bytes; "
+        f"{time.monotonic() - started:.0f} s"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,188 @@
+"""A run that was stopped, killed or edited goes on as it should, and no run is overwritten silently."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import SMALL
+from filelock import FileLock
+from stress_resume import SETTINGS, read_result, start_run, stress
+
+STATE = "tinybeauty_last.ckpt"
+
+
+@pytest.fixture(scope="module")
+def three_epochs(demo, tmp_path_factory) -> Path:
+    """The output folder of a finished run of three epochs, not to be changed."""
+    from tinybeauty_training import main
+
+    folder = tmp_path_factory.mktemp("three") / "out"
+    assert main(["--data_dir", str(demo), "--output_dir", str(folder), "--epochs", "3", *SMALL]) == 0
+    return folder
+
+
+@pytest.fixture
+def copy_run(three_epochs, tmp_path, demo):
+    """Return (a copy of that folder, the command line it was made with, but for --epochs)."""
+    shutil.copytree(three_epochs, tmp_path / "out")
+    return tmp_path / "out", ["--data_dir", demo, "--output_dir", tmp_path / "out", *SMALL]
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+def test_killed_runs_end_in_the_same_bytes(demo, tmp_path):
+    runs, in_writing = stress(kills=4, seed=5, folder=tmp_path, data_dir=demo)
+    assert runs >= 1
+    assert in_writing >= 1
+
+
+def test_sigterm_saves_the_state_and_the_rest_is_the_same(demo, tmp_path):
+    argv = ["--data_dir", str(demo), *SETTINGS]
+    alone = start_run([*argv, "--output_dir", str(tmp_path / "alone")], tmp_path / "log")
+    alone.join()
+    stopped = start_run([*argv, "--output_dir", str(tmp_path / "stopped")], tmp_path / "stopped.log")
+    while not (tmp_path / "stopped" / STATE).exists():
+        assert stopped.is_alive()
+        time.sleep(0.001)
+    stopped.terminate()
+    stopped.join()
+    assert stopped.exitcode == 128 + 15
+    log = (tmp_path / "stopped.log").read_text()
+    assert "go on with: python" in log
+    assert "--resume" in log
+    assert torch.load(tmp_path / "stopped" / STATE, weights_only=True)["progress"]["epoch"] < 6
+    resumed = start_run(
+        [*argv, "--output_dir", str(tmp_path / "stopped"), "--resume"], tmp_path / "stopped.log"
+    )
+    resumed.join()
+    assert resumed.exitcode == 0
+    assert read_result(tmp_path / "stopped") == read_result(tmp_path / "alone")
+
+
+def test_more_epochs_train_on_as_if_never_stopped(copy_run, call_main, tmp_path):
+    folder, argv = copy_run
+    code, stdout, _ = call_main(*argv, "--epochs", 5, "--resume")
+    assert code == 0
+    assert "epochs: 3 then, 5 now" in stdout
+    argv[3] = tmp_path / "alone"
+    assert call_main(*argv, "--epochs", 5)[0] == 0
+    assert read_result(folder) == read_result(tmp_path / "alone")
+
+
+def test_resuming_a_finished_run_changes_no_network(copy_run, call_main):
+    folder, argv = copy_run
+    before = read_result(folder)
+    assert call_main(*argv, "--epochs", 3, "--resume")[0] == 0
+    assert read_result(folder) == before
+
+
+def test_edits_that_take_effect_are_listed_and_do(copy_run, call_main):
+    folder, argv = copy_run
+    edits = ["--learning_rate", "1e-5", "--lr_patience", "7", "--eyeliner_weight", "0.25"]
+    code, stdout, _ = call_main(*argv, "--epochs", 4, "--resume", *edits)
+    assert code == 0
+    assert "learning_rate: 0.0002 then, 1e-05 now" in stdout
+    assert "eyeliner_weight: 0.5 then, 0.25 now" in stdout
+    row = read_result(folder)["metrics.csv"][-1]
+    assert float(row["lr"]) == 1e-5
+    assert float(row["val/loss"]) == pytest.approx(float(row["val/l1"]) + 0.25 * float(row["val/eyeliner"]))
+    assert torch.load(folder / STATE, weights_only=True)["scheduler"]["patience"] == 7
+
+
+def test_edits_that_cannot_are_refused_with_both_values(copy_run, one_error):
+    folder, argv = copy_run
+    before = snapshot(folder)
+    message = one_error(*argv, "--epochs", 4, "--resume", "--image_size", 32, "--val_fraction", 0.5)
+    assert "image_size: 64 then, 32 now" in message
+    assert "val_fraction: 0.25 then, 0.5 now" in message
+    assert snapshot(folder) == before
+
+
+def test_fewer_epochs_than_done_are_refused(copy_run, one_error):
+    folder, argv = copy_run
+    before = snapshot(folder)
+    assert "3 epochs" in one_error(*argv, "--epochs", 2, "--resume")
+    assert snapshot(folder) == before
+
+
+def test_changed_pairs_are_named(copy_run, one_error, demo, tmp_path):
+    folder, argv = copy_run
+    shutil.copytree(demo, tmp_path / "faces")
+    shutil.copy(demo / "source" / "face_0001.png", tmp_path / "faces" / "source" / "face_0007.png")
+    for kind in ("source", "target", "eye_mask"):
+        (tmp_path / "faces" / kind / "face_0003.png").unlink()
+    argv[1] = tmp_path / "faces"
+    before = snapshot(folder)
+    message = one_error(*argv, "--epochs", 4, "--resume")
+    assert "2 pairs" in message
+    assert "face_0003, face_0007" in message
+    assert snapshot(folder) == before
+
+
+def test_moved_pairs_are_fine(copy_run, call_main, demo, tmp_path):
+    _, argv = copy_run
+    shutil.copytree(demo, tmp_path / "moved")
+    argv[1] = tmp_path / "moved"
+    code, stdout, _ = call_main(*argv, "--epochs", 4, "--resume")
+    assert code == 0
+    assert "data_dir: " in stdout
+
+
+def test_a_second_run_does_not_overwrite_the_first(copy_run, one_error):
+    folder, argv = copy_run
+    before = snapshot(folder)
+    message = one_error(*argv, "--epochs", 1)
+    assert "--resume" in message
+    assert "--overwrite" in message
+    assert snapshot(folder) == before
+
+
+def test_overwrite_leaves_nothing_of_the_first(copy_run, call_main):
+    folder, argv = copy_run
+    assert call_main(*argv, "--epochs", 1, "--overwrite")[0] == 0
+    assert len(read_result(folder)["metrics.csv"]) == 1
+    assert [path.name for path in folder.glob("samples*")] == ["samples_epoch_001.png"]
+
+
+def test_overwrite_with_bad_data_deletes_nothing(copy_run, one_error, tmp_path):
+    folder, argv = copy_run
+    before = snapshot(folder)
+    argv[1] = tmp_path / "nowhere"
+    one_error(*argv, "--overwrite")
+    assert snapshot(folder) == before
+
+
+def test_nothing_to_resume(demo, tmp_path, one_error):
+    message = one_error("--data_dir", demo, "--output_dir", tmp_path / "new", "--resume", *SMALL)
+    assert "nothing to resume" in message
+
+
+def test_resume_and_overwrite_exclude_each_other(one_error):
+    assert "one of them" in one_error("--resume", "--overwrite")
+
+
+def test_two_runs_at_once(demo, tmp_path, one_error):
+    (tmp_path / "out").mkdir()
+    with FileLock(tmp_path / "out" / ".lock"):
+        message = one_error("--data_dir", demo, "--output_dir", tmp_path / "out", *SMALL)
+    assert "another run" in message
+
+
+@pytest.mark.parametrize("harm", ["cut", "flip", "foreign", "empty"])
+def test_a_damaged_state_is_an_error_and_stays(copy_run, one_error, harm):
+    folder, argv = copy_run
+    content = bytearray((folder / STATE).read_bytes())
+    content[len(content) // 2] ^= 4
+    harmed = {"cut": bytes(content[:-1024]), "flip": bytes(content), "foreign": b"hello", "empty": b""}[harm]
+    (folder / STATE).write_bytes(harmed)
+    before = snapshot(folder)
+    message = one_error(*argv, "--epochs", 4, "--resume")
+    assert STATE in message
+    assert "\n" not in message
+    assert snapshot(folder) == before
