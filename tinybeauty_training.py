@@ -95,6 +95,9 @@ class Config(BaseModel):
     image_size: int = Field(256, ge=16, le=1024, multiple_of=8, description="pixels a side")
     val_fraction: float = Field(0.1, gt=0, lt=1, description="share of the people held out for validation")
     person_pattern: str = Field("(.+)", description="regex on the file stem; group 1 is the person")
+    skip_bad_pairs: bool = Field(
+        False, description="leave pairs out that cannot be read, instead of stopping"
+    )
     flip: bool = Field(True, description="mirror half of the training pairs, another half each epoch")
     # training
     epochs: int = Field(50, ge=1, description="passes over the training pairs")
@@ -193,7 +196,7 @@ class ConvNormReLU(nn.Module):
     """Convolutions without an activation in between, then BatchNorm and ReLU.
 
     BatchNorm divides the size of a weight out again, so these weights may start as small as we like
-    without changing what the network computes. They start at a twentieth of PyTorch's default or less:
+    without changing what the network computes. They start at a tenth of PyTorch's default or less:
     a step of Adam moves a weight by about `learning_rate` whatever its size, so the mission's 2e-4 turns
     them by 3 % a step at first, and by less and less as they grow.
 
@@ -201,7 +204,7 @@ class ConvNormReLU(nn.Module):
         convs: the last one gives the channels that are normalised.
     """
 
-    START_STD = 0.007  # of 0.003, 0.005, 0.007 and 0.01 on real faces
+    START_STD = 0.007  # 0.005 and 0.01 train alike; README says what PyTorch's own start costs
 
     def __init__(self, *convs: nn.Conv2d) -> None:
         super().__init__()
@@ -522,20 +525,25 @@ class MakeupPairs(Dataset):
             is left out of `val/psnr_eyes`.
     """
 
-    def __init__(self, pairs: list[Pair], image_size: int, bar: tqdm | None = None) -> None:
-        """Read the pairs in parallel.
+    def __init__(self, pairs: list[Pair], image_size: int, skip_bad: bool = False) -> None:
+        """Read the pairs in parallel, with a progress bar.
+
+        Args:
+            pairs: the files.
+            image_size: pixels a side; images of other sizes are resized.
+            skip_bad: leave out the pairs that cannot be read, and say how many.
 
         Raises:
-            UserError: names every file that cannot be read, after all have been tried.
+            UserError: without `skip_bad`, names the files that cannot be read, after all have been tried.
         """
         self.stems = [pair.stem for pair in pairs]
         self.checksums: dict[str, int] = {}
         self.has_mask = torch.tensor([pair.eye_mask is not None for pair in pairs])
         self.pixels = torch.full((len(pairs), image_size, image_size, 7), 255, dtype=torch.uint8)
-        pixels, broken = self.pixels.numpy(), []
+        pixels = self.pixels.numpy()
 
-        def read_pair(index: int) -> None:
-            pair = pairs[index]
+        def read_pair(index: int) -> list[str]:
+            pair, problems = pairs[index], []
             for path, mode, channels in (
                 (pair.source, "RGB", slice(0, 3)),
                 (pair.target, "RGB", slice(3, 6)),
@@ -545,19 +553,36 @@ class MakeupPairs(Dataset):
                     if path is not None:
                         pixels[index, :, :, channels] = read_image(path, mode, image_size)
                 except UserError as error:
-                    broken.append(str(error))
+                    problems.append(str(error))
             self.checksums[pair.stem] = zlib.crc32(pixels[index])
-            if bar is not None:
-                bar.update()
+            return problems
 
         with ThreadPoolExecutor() as executor:  # Pillow decodes and resizes outside of Python's lock
-            list(executor.map(read_pair, range(len(pairs))))
-        if broken:
+            reading = executor.map(read_pair, range(len(pairs)))
+            bar = tqdm(reading, "reading pairs", len(pairs), unit="pair", disable=None, leave=False)
+            problems = list(bar)
+        broken = [problem for of_pair in problems for problem in of_pair]
+        if broken and not skip_bad:
             raise UserError(
-                f"cannot read {len(broken):,} images; replace or remove them:\n  "
-                + "\n  ".join(sorted(broken)[:5])
+                f"cannot read {len(broken):,} images; replace or remove them, or set skip_bad_pairs: true\n  "
+                + "\n  ".join(broken[:5])
                 + (f"\n  and {len(broken) - 5:,} more" if len(broken) > 5 else "")
             )
+        if broken:
+            self._keep([index for index, of_pair in enumerate(problems) if not of_pair])
+            left_out = len(pairs) - len(self)
+            print(f"          left out {left_out:,} pairs that cannot be read: {list_some(broken)}")
+
+    def _keep(self, indices: list[int] | slice) -> None:
+        self.has_mask, self.pixels = self.has_mask[indices], self.pixels[indices]
+        self.stems = self.stems[indices] if isinstance(indices, slice) else [self.stems[i] for i in indices]
+        self.checksums = {stem: self.checksums[stem] for stem in self.stems}
+
+    def take(self, part: slice) -> MakeupPairs:
+        """Return some of the pairs, in the same memory."""
+        taken = copy.copy(self)
+        taken._keep(part)
+        return taken
 
     def __len__(self) -> int:
         return len(self.stems)
@@ -705,7 +730,9 @@ def unpack_model(packed: dict[str, Any]) -> TinyBeauty:
         needed["weights"] += weight.numel()
         needed["scales"] += len(weight)
         needed["biases"] += len(bias)
-    if needed != {name: packed[name].numel() for name in needed}:
+    if {name: (count,) for name, count in needed.items()} != {
+        name: tuple(packed[name].shape) for name in needed
+    }:
         raise ValueError("the weights do not fit this network")
     parts = {name: packed[name].float().cpu() for name in needed}
     for weight, bias in list_weights(model):
@@ -735,7 +762,8 @@ def load_content(path: str | Path, content_format: str) -> dict[str, Any]:
     except Exception as error:  # torch.load raises a dozen kinds for files that are not its own
         raise UserError(f"{path} is damaged or no file of TinyBeauty's ({type(error).__name__})") from None
     if not isinstance(content, dict) or content.get("format") != content_format:
-        raise UserError(f"{path} is a PyTorch file, but not one of TinyBeauty's {content_format!r} files")
+        wanted = {MODEL_FORMAT: "tinybeauty_*.pt", RUN_FORMAT: STATE_FILE}[content_format]
+        raise UserError(f"{path} is a PyTorch file, but not one of TinyBeauty's {wanted}")
     if content.get("version") != FORMAT_VERSION:
         found = content.get("version")
         raise UserError(f"{path} has format version {found}, this program reads {FORMAT_VERSION}")
@@ -751,8 +779,8 @@ def load_model(path: str | Path) -> TinyBeauty:
     packed = load_content(path, MODEL_FORMAT)
     try:
         return unpack_model(packed)
-    except (KeyError, ValueError, AttributeError) as error:
-        raise UserError(f"{path} is damaged: {error}") from None
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise UserError(f"{path} is damaged: {' '.join(str(error).split())}") from None
 
 
 # ======================================================================================================
@@ -780,7 +808,7 @@ class Tracker:
         settings = wandb.Settings(console="off", quiet=True, silent=True, init_timeout=30)
         options = {
             "project": config.wandb_project,
-            "dir": config.output_dir,
+            "dir": str(Path(config.output_dir).absolute()),
             "config": config.model_dump() | facts,
             "id": run_id,
             "resume": "allow" if run_id else None,
@@ -810,23 +838,25 @@ class Tracker:
             return "WandB is off"
         if not self.run.offline:
             return f"WandB {self.run.url}"
-        folder = Path(self.run.dir).parent
+        folder = os.path.relpath(Path(self.run.dir).parent)
         return f"WandB offline: look with `wandb leet {folder}`, upload later with `wandb sync {folder}`"
 
     def log(self, metrics: dict[str, float], sample: Path | None) -> None:
         """Log one epoch's metrics and, if drawn, its sample grid."""
         if self.run is not None:
-            images = {"samples": self.wandb.Image(str(sample))} if sample else {}
-            self._attempt(lambda: self.run.log({**metrics, **images}))
+            self._attempt(
+                lambda: self.run.log(metrics | ({"samples": self.wandb.Image(str(sample))} if sample else {}))
+            )
 
     def finish(self, files: list[Path]) -> None:
-        """Log the files as one artifact and close the run."""
+        """Log the files, if any, as one artifact and close the run."""
         if self.run is None:
             return
-        artifact = self.wandb.Artifact("tinybeauty", type="model")
-        for path in files:
-            artifact.add_file(str(path))
-        self._attempt(lambda: self.run.log_artifact(artifact))
+        if files:
+            artifact = self.wandb.Artifact("tinybeauty", type="model")
+            for path in files:
+                artifact.add_file(str(path))
+            self._attempt(lambda: self.run.log_artifact(artifact))
         self._attempt(self.run.finish)
 
 
@@ -935,6 +965,7 @@ class Progress:
     pairs_done: int = 0  # of the epoch after that
     sums: dict[str, float] = field(default_factory=dict)  # of its losses over these pairs
     global_step: int = 0
+    seconds: float = 0.0  # of the finished epochs, over all parts of the run
     best_loss: float = math.inf
     best_psnr: float = -math.inf
     history: list[dict[str, float]] = field(default_factory=list)  # the rows of metrics.csv
@@ -994,8 +1025,6 @@ class Run:
             self.scheduler.load_state_dict(state["scheduler"])
             self.progress = Progress(**state["progress"])
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-            if isinstance(error, UserError):
-                raise
             raise UserError(f"{path} is damaged: {' '.join(str(error).split())}") from None
         if self.progress.epoch > self.config.epochs:
             raise UserError(
@@ -1006,6 +1035,8 @@ class Run:
         if self.config.learning_rate != before["learning_rate"]:
             for group in self.optimizer.param_groups:
                 group["lr"] = self.config.learning_rate
+        if any(getattr(self.config, key) != before[key] for key in ("l1_weight", "eyeliner_weight")):
+            self.progress.best_loss = self.scheduler.best = math.inf  # the old ones are of another loss
 
 
 def check_edits(
@@ -1060,7 +1091,7 @@ class StopRequest:
         if self.signal_number is not None:
             raise KeyboardInterrupt
         self.signal_number = number
-        print("\nstopping after this step; once more ends at once", file=sys.stderr, flush=True)
+        os.write(2, b"\nstopping after this step; once more ends at once\n")  # print may be under way
 
 
 class Stopped(Exception):
@@ -1072,7 +1103,7 @@ class Stopped(Exception):
 
 
 def check_finite(loss: float, epoch: int, config: Config) -> None:
-    """Raise UserError where the loss is no longer a finite number; what was saved before stays."""
+    """Raise UserError where the loss is no longer a finite number; what was saved before stays intact."""
     if not math.isfinite(loss):
         raise UserError(
             f"the loss is {loss} in epoch {epoch}: training has diverged and stops; what was saved before is "
@@ -1120,7 +1151,8 @@ def train_one_epoch(
         if stop.signal_number is not None:
             break
     progress.sums = {name: total.item() for name, total in sums.items()}
-    check_finite(progress.sums["loss"], epoch, config)
+    weights = sum(weight.detach().abs().sum().item() for weight in run.model.parameters())
+    check_finite(progress.sums["loss"] + weights, epoch, config)  # a bad gradient shows in the weights
     seconds = time.perf_counter() - start
     means = {f"train/{name}": total / len(pairs) for name, total in progress.sums.items()}
     return means | {"time/images_per_s": (progress.pairs_done - started_at) / seconds}
@@ -1161,9 +1193,10 @@ def make_output_dir(config: Config, resume: bool, overwrite: bool) -> Path:
     if resume and not (output_dir / STATE_FILE).exists():
         raise UserError(f"there is nothing to resume: {output_dir} holds no {STATE_FILE}")
     if not (resume or overwrite) and find_outputs(output_dir):
+        go_on = "--resume goes on with it, " if (output_dir / STATE_FILE).exists() else ""
         raise UserError(
-            f"{output_dir} holds a run already: --resume goes on with it, --overwrite deletes it and starts "
-            "anew, another --output_dir keeps both"
+            f"{output_dir} holds a run already: {go_on}--overwrite deletes it and starts anew, "
+            "another --output_dir keeps both"
         )
     return output_dir
 
@@ -1196,9 +1229,15 @@ def read_data(parts: tuple[list[Pair], list[Pair]], config: Config) -> tuple[Mak
     Raises:
         UserError: names the files that cannot be read.
     """
-    count = sum(len(part) for part in parts)
-    with tqdm(total=count, desc="reading pairs", unit="pair", disable=None, leave=False) as bar:
-        train_set, val_set = (MakeupPairs(part, config.image_size, bar) for part in parts)
+    train_pairs, val_pairs = parts
+    pairs = MakeupPairs([*train_pairs, *val_pairs], config.image_size, config.skip_bad_pairs)
+    held_out = {pair.stem for pair in val_pairs}
+    first = sum(stem not in held_out for stem in pairs.stems)
+    train_set, val_set, count = pairs.take(slice(first)), pairs.take(slice(first, None)), len(pairs)
+    if not (len(train_set) and len(val_set)):
+        raise UserError(
+            "without the pairs that cannot be read there is nothing left to train on or validate with"
+        )
     masks = int(train_set.has_mask.sum() + val_set.has_mask.sum())
     print(
         f"data      {count:,} pairs in {config.data_dir}: {len(train_set):,} for training, "
@@ -1259,15 +1298,16 @@ def finish_epoch(
     return best, sample
 
 
-def print_summary(output_dir: Path, config: Config, started: float) -> list[Path]:
+def print_summary(output_dir: Path, config: Config, seconds: float) -> list[Path]:
     """Print what was written where, from the files themselves; return the networks' paths."""
     paths = [output_dir / f"tinybeauty_{name}.pt" for name in ("best_loss", "best_psnr", "final")]
-    print(f"\n{'file':40s} {'bytes':>8s} {'epoch':>6s} {'PSNR':>9s} {'doing nothing':>14s} {'gain':>9s}")
+    width = max(len(str(path)) for path in paths)
+    print(f"\n{'file':{width}s}   bytes  epoch      PSNR  doing nothing      gain")
     for path in paths:
-        shipped = torch.load(path, weights_only=True)
-        scores, size = shipped["metrics"], path.stat().st_size
+        shipped, size = load_content(path, MODEL_FORMAT), path.stat().st_size
+        scores = shipped["metrics"]
         print(
-            f"{path!s:40s} {size:8,d} {shipped['epoch']:6d} {scores['val/psnr']:6.2f} dB "
+            f"{path!s:{width}s} {size:7,d} {shipped['epoch']:6d} {scores['val/psnr']:6.2f} dB "
             f"{scores['val/psnr_source']:11.2f} dB {scores['val/psnr_gain']:+6.2f} dB"
         )
         if size > config.max_model_bytes:
@@ -1275,8 +1315,8 @@ def print_summary(output_dir: Path, config: Config, started: float) -> list[Path
                 f"WARNING: {path} has {size:,} bytes, more than max_model_bytes: {config.max_model_bytes:,}"
             )
     print(
-        f"{config.epochs} epochs in {time.perf_counter() - started:.0f} s; beside them in {output_dir}: "
-        "samples_epoch_*.png, metrics.csv, config.yaml, tinybeauty_last.ckpt"
+        f"{config.epochs} epochs in {seconds:.0f} s; beside the networks in {output_dir}: "
+        f"samples_epoch_*.png, metrics.csv, config.yaml, {STATE_FILE}"
     )
     return paths
 
@@ -1310,6 +1350,7 @@ def train_epochs(
             best, sample = finish_epoch(run, metrics, val_set, output_dir)
             metrics["time/epoch_s"] = time.perf_counter() - epoch_started
             progress.epoch, progress.pairs_done, progress.sums = epoch, 0, {}
+            progress.seconds += metrics["time/epoch_s"]
             progress.history.append(metrics)
             save_metrics(progress.history, output_dir / "metrics.csv")
             # Last of all: until this file is there the epoch does not count, and a resume does it again.
@@ -1339,7 +1380,6 @@ def train(config: Config, resume: bool = False, overwrite: bool = False) -> None
         UserError: the data, the device or the output folder are not usable, or the loss is not finite.
         Stopped: Ctrl-C or SIGTERM came, and the state is saved.
     """
-    started = time.perf_counter()
     keep_freed_memory()
     device, dtype = choose_device(config)
     parts = find_data(config)
@@ -1367,7 +1407,7 @@ def train(config: Config, resume: bool = False, overwrite: bool = False) -> None
         files: list[Path] = []
         try:
             train_epochs(run, train_set, val_set, output_dir, tracker)
-            files = print_summary(output_dir, config, started)
+            files = print_summary(output_dir, config, run.progress.seconds)
         finally:
             tracker.finish(files)
 
@@ -1412,12 +1452,12 @@ def parse_flags(argv: list[str]) -> tuple[dict[str, str], argparse.Namespace]:
         )
     known, unknown = parser.parse_known_args(argv)
     if unknown:
-        flag = unknown[0].split("=")[0]
         names = [*Config.model_fields, "config", "resume", "overwrite"]
-        close = difflib.get_close_matches(flag.lstrip("-").replace("-", "_"), names, n=1)
-        raise UserError(
-            f"unknown argument {flag}" + (f", did you mean --{close[0]}?" if close else "; see --help")
-        )
+        told = []
+        for flag in [word.split("=")[0] for word in unknown if word.startswith("--")] or unknown:
+            close = difflib.get_close_matches(flag.lstrip("-").replace("-", "_"), names, n=1)
+            told.append(flag + (f" (did you mean --{close[0]}?)" if close else ""))
+        raise UserError(f"unknown arguments, see --help: {', '.join(told)}")
     if known.resume and known.overwrite:
         raise UserError("--resume goes on with a run, --overwrite deletes it: give one of them")
     flags = {key: value for key, value in vars(known).items() if key in Config.model_fields}

@@ -907,7 +907,7 @@ def make_demo(out: Path, count: int, size: int, seed: int) -> None:
             workers, multiprocessing.get_context("spawn"), signal.signal, (signal.SIGINT, signal.SIG_IGN)
         ) as pool:
             done = pool.map(draw, range(count), chunksize=4)
-            for _ in tqdm(done, total=count, unit="pair", desc="drawing demo faces"):
+            for _ in tqdm(done, total=count, unit="pair", desc="drawing demo faces", disable=None):
                 pass
         if out.exists():
             out.rmdir()
