@@ -211,8 +211,6 @@ class ConvNormReLU(nn.Module):
         self.convs = nn.Sequential(*convs)
         self.norm = nn.BatchNorm2d(convs[-1].out_channels, eps=1e-8)  # inputs are small: see above
         self.activation = nn.ReLU(inplace=True)
-        # The usual start of 1 would hide variances of 1e-6 from the first 150 steps' validation.
-        nn.init.zeros_(self.norm.running_var)
         with torch.no_grad():
             for conv in convs:
                 conv.weight.normal_(std=self.START_STD)
@@ -1129,10 +1127,13 @@ def train_one_epoch(
     order = torch.randperm(len(pairs), generator=generator)
     flipped = torch.rand(len(pairs), generator=generator) < (0.5 if config.flip else 0.0)
     sums = {name: torch.tensor(progress.sums.get(name, 0.0), device=run.device) for name in LOSSES}
+    norms = [module for module in run.model.modules() if isinstance(module, nn.BatchNorm2d)]
     started_at = progress.pairs_done
     start = shown = time.perf_counter()
     for indices in order[started_at:].split(config.batch_size):
         source, target, eye_mask = load_batch(pairs, indices, run.device, flipped[indices])
+        for norm in norms:  # plain means at first: PyTorch's start of 1 would stay in them for 150 steps
+            norm.momentum = max(0.1, 1 / (progress.global_step + 1))
         with torch.autocast(run.device.type, run.dtype, enabled=run.dtype != torch.float32):
             residual = run.model(source)
         losses = run.criterion(source + residual.float(), target, eye_mask)
