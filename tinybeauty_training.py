@@ -22,6 +22,7 @@ import csv
 import ctypes
 import difflib
 import hashlib
+import importlib
 import io
 import math
 import os
@@ -30,6 +31,8 @@ import shlex
 import signal
 import subprocess
 import sys
+import tempfile
+import textwrap
 import threading
 import time
 import zipfile
@@ -91,7 +94,9 @@ class Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     # data
-    data_dir: str = Field(DEMO_DIR, description="folder with source/, target/ and, if there, eye_mask/")
+    data_dir: str = Field(
+        DEMO_DIR, min_length=1, description="folder with source/, target/ and, if there, eye_mask/"
+    )
     image_size: int = Field(256, ge=16, le=1024, multiple_of=8, description="pixels a side")
     val_fraction: float = Field(0.1, gt=0, lt=1, description="share of the people held out for validation")
     person_pattern: str = Field("(.+)", description="regex on the file stem; group 1 is the person")
@@ -109,7 +114,9 @@ class Config(BaseModel):
     eyeliner_weight: float = Field(0.5, ge=0, description="weight of the eyeliner loss")
     seed: int = Field(42, ge=0, lt=2**32, description="same seed, same machine, same bytes (CPU)")
     # output
-    output_dir: str = Field("tinybeauty_model", description="folder for everything a run writes")
+    output_dir: str = Field(
+        "tinybeauty_model", min_length=1, description="folder for everything a run writes"
+    )
     sample_every: int = Field(5, ge=1, description="epochs between sample grids")
     max_model_bytes: int = Field(100_000, ge=1, description="a warning says so when a .pt is larger")
     # device
@@ -164,7 +171,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read the configuration {path}: {error}") from None
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"cannot read the configuration {path}: {reason}") from None
     except yaml.YAMLError as error:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if values is None:
@@ -197,7 +205,7 @@ class ConvNormReLU(nn.Module):
 
     BatchNorm divides the size of a weight out again, so these weights may start as small as we like
     without changing what the network computes. They start at 4 to 14 % of PyTorch's default:
-    a step of Adam moves a weight by about `learning_rate` whatever its size, so the mission's 2e-4 turns
+    a step of Adam moves a weight by about `learning_rate` whatever its size, so the default 2e-4 turns
     them by 3 % a step at first, and by less and less as they grow.
 
     Args:
@@ -438,6 +446,8 @@ def find_pairs(data_dir: Path) -> list[Pair]:
         kinds = " ".join(sorted(IMAGE_SUFFIXES))
         raise UserError(f"{data_dir / 'source'} and {data_dir / 'target'} hold no images ({kinds})")
     masks = list_images(data_dir / "eye_mask") if (data_dir / "eye_mask").is_dir() else {}
+    if strays := sorted(masks.keys() - source.keys()):
+        print(f"          {len(strays):,} eye masks belong to no pair: {list_some(strays)}")
     return [Pair(stem, source[stem], target[stem], masks.get(stem)) for stem in source]
 
 
@@ -800,9 +810,11 @@ class Tracker:
         mode = os.environ.get("WANDB_MODE", "auto") if config.wandb_mode == "auto" else config.wandb_mode
         if mode == "disabled":
             return
-        import wandb  # here, because it costs seconds that a run without it should not pay
-
-        self.wandb = wandb
+        os.environ.setdefault("WANDB_SILENT", "true")
+        # Imported here, because it costs seconds that a run without it should not pay.
+        self.wandb = wandb = self._attempt(lambda: importlib.import_module("wandb"))
+        if wandb is None:
+            return
         settings = wandb.Settings(console="off", quiet=True, silent=True, init_timeout=30)
         options = {
             "project": config.wandb_project,
@@ -825,9 +837,8 @@ class Tracker:
         try:
             return action()
         except Exception as error:  # whatever WandB throws: training goes on
-            tqdm.write(
-                f"WandB: {' '.join(str(error).split())}; training goes on, metrics.csv has every number"
-            )
+            reason = textwrap.shorten(str(error), 100)
+            tqdm.write(f"WandB: {reason}; training goes on, metrics.csv has every number")
             return None
 
     def describe(self) -> str:
@@ -836,8 +847,8 @@ class Tracker:
             return "WandB is off"
         if not self.run.offline:
             return f"WandB {self.run.url}"
-        folder = os.path.relpath(Path(self.run.dir).parent)
-        return f"WandB offline: look with `wandb leet {folder}`, upload later with `wandb sync {folder}`"
+        folder = shlex.quote(os.path.relpath(Path(self.run.dir).parents[1] / "latest-run"))
+        return f"WandB offline; look with: wandb leet {folder}"
 
     def log(self, metrics: dict[str, float], sample: Path | None) -> None:
         """Log one epoch's metrics and, if drawn, its sample grid."""
@@ -846,15 +857,18 @@ class Tracker:
                 lambda: self.run.log(metrics | ({"samples": self.wandb.Image(str(sample))} if sample else {}))
             )
 
+    def _log_artifact(self, files: list[Path]) -> None:
+        artifact = self.wandb.Artifact("tinybeauty", type="model")
+        for path in files:
+            artifact.add_file(str(path))
+        self.run.log_artifact(artifact)
+
     def finish(self, files: list[Path]) -> None:
         """Log the files, if any, as one artifact and close the run."""
         if self.run is None:
             return
         if files:
-            artifact = self.wandb.Artifact("tinybeauty", type="model")
-            for path in files:
-                artifact.add_file(str(path))
-            self._attempt(lambda: self.run.log_artifact(artifact))
+            self._attempt(lambda: self._log_artifact(files))
         self._attempt(self.run.finish)
 
 
@@ -919,6 +933,7 @@ def choose_device(config: Config) -> tuple[torch.device, torch.dtype]:
     )
     chosen = "as configured" if config.device != "auto" else "the best found"
     print(f"device    {what} ({chosen}); {precision} ({why})")
+    torch.backends.cudnn.allow_tf32 = False  # float32 means float32, where a validation says so
     return torch.device(name), getattr(torch, precision)
 
 
@@ -963,7 +978,7 @@ class Progress:
     pairs_done: int = 0  # of the epoch after that
     sums: dict[str, float] = field(default_factory=dict)  # of its losses over these pairs
     global_step: int = 0
-    seconds: float = 0.0  # of the finished epochs, over all parts of the run
+    seconds: float = 0.0  # of the finished epochs
     best_loss: float = math.inf
     best_psnr: float = -math.inf
     history: list[dict[str, float]] = field(default_factory=list)  # the rows of metrics.csv
@@ -990,7 +1005,7 @@ class Run:
         return self.optimizer.param_groups[0]["lr"]
 
     def save(self, path: Path, checksums: dict[str, int]) -> None:
-        """Write all a resume needs, whole or not at all.
+        """Write all a resume needs, whole or not at all, and config.yaml beside it.
 
         Args:
             path: tinybeauty_last.ckpt.
@@ -1006,6 +1021,8 @@ class Run:
             "scheduler": self.scheduler.state_dict(),
             "progress": asdict(self.progress),
         }
+        settings = yaml.safe_dump(self.config.model_dump(), sort_keys=False)
+        save_bytes(path.with_name("config.yaml"), settings.encode())
         save_bytes(path, to_bytes(state))
 
     def restore(self, path: Path, checksums: dict[str, int]) -> None:
@@ -1028,6 +1045,10 @@ class Run:
             raise UserError(
                 f"this run has done {self.progress.epoch} epochs, more than epochs: {self.config.epochs}"
             )
+        if not (path.parent / "tinybeauty_best_loss.pt").exists():
+            self.progress.best_loss = math.inf
+        if not (path.parent / "tinybeauty_best_psnr.pt").exists():
+            self.progress.best_psnr = -math.inf
         # What load_state_dict has just undone:
         self.scheduler.factor, self.scheduler.patience = self.config.lr_factor, self.config.lr_patience
         if self.config.learning_rate != before["learning_rate"]:
@@ -1035,6 +1056,8 @@ class Run:
                 group["lr"] = self.config.learning_rate
         if any(getattr(self.config, key) != before[key] for key in ("l1_weight", "eyeliner_weight")):
             self.progress.best_loss = self.scheduler.best = math.inf  # the old ones are of another loss
+        epoch, done = self.progress.epoch + 1, self.progress.pairs_done
+        print(f"resume    epoch {epoch} of {self.config.epochs}, {done:,} of its pairs are done")
 
 
 def check_edits(
@@ -1060,7 +1083,7 @@ def check_edits(
             f"({list_some(others)}; {where}); bring them back, or start anew in another output_dir"
         )
     for edit in edits.values():
-        print(f"          {edit}")
+        print(f"changed   {edit}")
 
 
 class StopRequest:
@@ -1169,42 +1192,49 @@ def find_data(config: Config) -> tuple[list[Pair], list[Pair]]:
     if config.data_dir == DEMO_DIR and not data_dir.exists():
         print(f"{DEMO_DIR} does not exist yet: drawing demo pairs (your own: --data_dir FOLDER)", flush=True)
         command = [sys.executable, str(HERE / "data" / "make_demo.py"), "--out", str(data_dir)]
-        if subprocess.run(command).returncode:
+        with subprocess.Popen(command) as drawing:  # which waits, also after Ctrl-C, until it has cleaned up
+            failed = drawing.wait()
+        if failed:
             raise UserError("the demo pairs could not be drawn, see above")
     return split_pairs(find_pairs(data_dir), config.val_fraction, config.person_pattern)
 
 
-def make_output_dir(config: Config, resume: bool, overwrite: bool) -> Path:
+def make_output_dir(config: Config) -> Path:
     """Return the output folder, made where it is missing and tried out before an hour of training.
 
     Raises:
-        UserError: it cannot be written to, holds a run that nobody said what to do with, or holds none
-            to resume.
+        UserError: it cannot be written to, or is the program's own folder.
     """
     output_dir = Path(config.output_dir)
-    trial = output_dir / "tinybeauty.partial"
+    if output_dir.resolve() == HERE:
+        raise UserError(f"output_dir {output_dir} is the folder of the program; choose another output_dir")
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
-        trial.touch()
-        trial.unlink()
+        with tempfile.TemporaryFile(dir=output_dir):
+            pass
     except OSError as error:
         raise UserError(
             f"cannot write to the output folder {output_dir}: {error.strerror}; choose another output_dir"
         ) from None
-    if resume and not (output_dir / STATE_FILE).exists():
+    return output_dir
+
+
+def check_outputs(output_dir: Path, resume: bool, overwrite: bool) -> None:
+    """Raise UserError where a run is there that nobody said what to do with, or none to resume."""
+    state_exists = (output_dir / STATE_FILE).exists()
+    if resume and not state_exists:
         raise UserError(f"there is nothing to resume: {output_dir} holds no {STATE_FILE}")
     if not (resume or overwrite) and find_outputs(output_dir):
-        go_on = "--resume goes on with it, " if (output_dir / STATE_FILE).exists() else ""
+        go_on = "--resume goes on with it, " if state_exists else ""
         raise UserError(
             f"{output_dir} holds a run already: {go_on}--overwrite deletes it and starts anew, "
             "another --output_dir keeps both"
         )
-    return output_dir
 
 
 def find_outputs(output_dir: Path) -> list[Path]:
     """Return the files of an earlier run."""
-    patterns = ("tinybeauty_*.pt", STATE_FILE, "samples_epoch_*.png", "metrics.csv")
+    patterns = ("tinybeauty_*.pt", STATE_FILE, "samples_epoch_*.png", "metrics.csv", "config.yaml")
     return [path for pattern in patterns for path in output_dir.glob(pattern)]
 
 
@@ -1245,19 +1275,20 @@ def read_data(parts: tuple[list[Pair], list[Pair]], config: Config) -> tuple[Mak
         f"{len(val_set):,} held out, {masks:,} eye masks"
     )
     if masks < count:
-        print("          without an eye mask the eyeliner loss looks at the whole image")
+        print(f"          {count - masks:,} have none: there the eyeliner loss looks at the whole image")
     return train_set, val_set
 
 
 def describe_epoch(metrics: dict[str, float], config: Config, seconds_left: float, best: list[str]) -> str:
     """Return the line printed after an epoch."""
+    eyes = metrics["val/psnr_eyes"]
     return (
         f"epoch {metrics['epoch']:3d}/{config.epochs}  "
         f"loss {metrics['train/loss']:.4f}  val {metrics['val/loss']:.4f}  "
-        f"psnr {metrics['val/psnr']:.2f} dB ({metrics['val/psnr_gain']:+.2f} over doing nothing)  "
-        f"eyes {metrics['val/psnr_eyes']:.2f}  ssim {metrics['val/ssim']:.4f}  "
-        f"{metrics['time/images_per_s']:.0f} images/s  {tqdm.format_interval(seconds_left)} left"
-        + (f"  best {' and '.join(best)}" if best else "")
+        f"psnr {metrics['val/psnr']:.2f} dB ({metrics['val/psnr_gain']:+.2f})  "
+        + ("" if math.isnan(eyes) else f"eyes {eyes:.2f} dB  ")
+        + f"{tqdm.format_interval(seconds_left)} left"
+        + (f"  best {', '.join(best)}" if best else "")
     )
 
 
@@ -1302,7 +1333,8 @@ def finish_epoch(
 def print_summary(output_dir: Path, config: Config, seconds: float) -> list[Path]:
     """Print what was written where, from the files themselves; return the networks' paths."""
     paths = [output_dir / f"tinybeauty_{name}.pt" for name in ("best_loss", "best_psnr", "final")]
-    width = max(len(str(path)) for path in paths)
+    paths = [path for path in paths if path.exists()]  # one that was moved away is no error
+    width = max((len(str(path)) for path in paths), default=4)
     print(f"\n{'file':{width}s}   bytes  epoch      PSNR  doing nothing      gain")
     for path in paths:
         shipped, size = load_content(path, MODEL_FORMAT), path.stat().st_size
@@ -1315,6 +1347,8 @@ def print_summary(output_dir: Path, config: Config, seconds: float) -> list[Path
             print(
                 f"WARNING: {path} has {size:,} bytes, more than max_model_bytes: {config.max_model_bytes:,}"
             )
+        if scores["val/psnr_gain"] <= 0:
+            print(f"WARNING: {path} is no better than the untouched face; it needs more epochs or pairs")
     print(
         f"{config.epochs} epochs in {seconds:.0f} s; beside the networks in {output_dir}: "
         f"samples_epoch_*.png, metrics.csv, config.yaml, {STATE_FILE}"
@@ -1337,7 +1371,13 @@ def train_epochs(
     first, started = progress.epoch + 1, time.perf_counter()
     with (
         StopRequest() as stop,
-        tqdm(total=(config.epochs - progress.epoch) * steps, unit="step", disable=None, leave=False) as bar,
+        tqdm(
+            desc=f"epoch {first}/{config.epochs}",
+            total=(config.epochs - progress.epoch) * steps - progress.pairs_done // config.batch_size,
+            unit="step",
+            disable=None,
+            leave=False,
+        ) as bar,
     ):
         for epoch in range(first, config.epochs + 1):
             epoch_started = time.perf_counter()
@@ -1384,27 +1424,31 @@ def train(config: Config, resume: bool = False, overwrite: bool = False) -> None
     keep_freed_memory()
     device, dtype = choose_device(config)
     parts = find_data(config)
-    output_dir = make_output_dir(config, resume, overwrite)
+    if resume:
+        check_outputs(Path(config.output_dir), resume, overwrite)  # before a folder is made
+    output_dir = make_output_dir(config)
     with lock_folder(output_dir):
+        check_outputs(output_dir, resume, overwrite)
         train_set, val_set = read_data(parts, config)
         run = Run(config, device, dtype)
         if resume:
             run.restore(output_dir / STATE_FILE, train_set.checksums | val_set.checksums)
         for path in find_outputs(output_dir) if overwrite else ():
             path.unlink()
-        save_bytes(output_dir / "config.yaml", yaml.safe_dump(config.model_dump(), sort_keys=False).encode())
 
-        facts = {
-            "model/parameters": count_parameters(run.model),
-            "model/bytes": len(to_bytes(pack_model(run.model))),
-        }
+        facts = {"model/parameters": count_parameters(run.model)}
         print(
-            f"model     {facts['model/parameters']:,} parameters, {facts['model/bytes']:,} bytes as shipped, "
-            f"{count_multiply_adds(run.model, config.image_size) / 1e6:,.0f} million multiply-adds an image"
+            f"model     {facts['model/parameters']:,} parameters, "
+            f"{count_multiply_adds(run.model, config.image_size) / 1e6:,.0f} million multiply-adds an image, "
+            f"about {len(to_bytes(pack_model(run.model))):,} bytes as shipped"
         )
         tracker = Tracker(config, facts, run.progress.wandb_id)
         run.progress.wandb_id = tracker.run.id if tracker.run else run.progress.wandb_id
         print(f"tracking  {tracker.describe()}")
+        print(
+            "psnr is on people held out, in brackets the gain over leaving their faces as they are",
+            flush=True,
+        )
         files: list[Path] = []
         try:
             train_epochs(run, train_set, val_set, output_dir, tracker)
@@ -1480,7 +1524,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"stopped, the state is saved; go on with: {command}", file=sys.stderr)
         return stopped.exit_code
     except KeyboardInterrupt:
-        print("stopped at once; --resume goes on from the last saved state", file=sys.stderr)
+        print("stopped at once; a state saved before is intact", file=sys.stderr)
         return 130
     return 0
 

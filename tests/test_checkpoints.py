@@ -289,4 +289,4 @@ def test_a_network_that_is_too_large_is_kept_and_said_aloud(demo, tmp_path, call
 
 
 def test_no_warning_about_a_network_that_fits(trained):
-    assert "WARNING" not in trained.stdout + trained.stderr
+    assert "max_model_bytes" not in trained.stdout + trained.stderr

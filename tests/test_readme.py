@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, SMALL
+from PIL import Image
 
 README = ROOT / "README.md"
 DOCUMENTS = sorted(path.relative_to(ROOT) for path in [*ROOT.glob("*.md"), *ROOT.glob("[a-z]*/README.md")])
@@ -79,6 +80,21 @@ def test_every_command_runs(copy_checkout, demo):
         run = subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True)
         assert run.returncode == 0, f"{shlex.join(words)}\n{run.stderr}"
     assert (checkout / "data" / "demo" / "source").is_dir()
+
+
+def test_the_python_snippet_runs(trained, demo, tmp_path):
+    """On a trained network and a face, in the places that the snippet names."""
+    snippet = re.search(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)[1]
+    (tmp_path / "tinybeauty_model").mkdir()
+    shutil.copy(trained.output_dir / "tinybeauty_best_psnr.pt", tmp_path / "tinybeauty_model")
+    shutil.copy(next((demo / "source").iterdir()), tmp_path / "face.jpg")
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    run = subprocess.run(
+        [sys.executable, "-c", snippet], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr
+    with Image.open(tmp_path / "made_up.png") as image:
+        assert image.size == (256, 256)
 
 
 def test_the_gate_is_the_workflows_too():

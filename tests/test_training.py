@@ -189,9 +189,8 @@ def test_the_offline_run_ends_well(records):
 
 
 def test_the_printed_commands_name_the_run(trained):
-    folder = re.search(r"wandb leet (\S+?)`", trained.stdout)[1]
+    folder = re.search(r"wandb leet (\S+)\n", trained.stdout)[1]
     assert (trained.output_dir.parent / folder).is_dir()
-    assert f"wandb sync {folder}" in trained.stdout
 
 
 # --- the same again ---------------------------------------------------------------------------------
@@ -322,7 +321,7 @@ def test_pairs_without_masks_train_too(call_main, demo, tmp_path):
         for path in sorted((demo / kind).iterdir())[:12]:
             (tmp_path / "pairs" / kind / path.name).write_bytes(path.read_bytes())
     stdout = train_small(call_main, tmp_path / "pairs", tmp_path / "out", "--epochs", 1)
-    assert "without an eye mask" in stdout
+    assert "have none: there the eyeliner loss" in stdout
     assert isinstance(load_model(tmp_path / "out" / "tinybeauty_best_psnr.pt"), TinyBeauty)
 
 
