@@ -76,6 +76,11 @@ class UserError(Exception):
     """Something a person can mend; `main` prints it after `error: ` and exits with code 1."""
 
 
+def one_line(error: Exception) -> str:
+    """Return the message of an error of somebody else's, without line breaks."""
+    return " ".join(str(error).split())
+
+
 def list_some(names: Iterable[object], most: int = 5) -> str:
     """Return up to `most` names for a message, and how many more there are."""
     names = [str(name) for name in names]
@@ -174,7 +179,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"cannot read the configuration {path}: {reason}") from None
     except yaml.YAMLError as error:
-        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+        raise UserError(f"{path} is not valid YAML: {one_line(error)}") from None
     if values is None:
         return {}
     if not isinstance(values, dict):
@@ -518,7 +523,7 @@ def read_image(path: Path, mode: Literal["RGB", "L"], image_size: int) -> np.nda
                 image = image.resize((image_size, image_size), Image.Resampling.LANCZOS)
             return np.array(image).reshape(image_size, image_size, -1)
     except Exception as error:  # a broken file makes Pillow's decoders raise nearly anything
-        raise UserError(f"{path} ({' '.join(str(error).split()) or type(error).__name__})") from None
+        raise UserError(f"{path} ({one_line(error) or type(error).__name__})") from None
 
 
 class MakeupPairs(Dataset):
@@ -778,6 +783,15 @@ def load_content(path: str | Path, content_format: str) -> dict[str, Any]:
     return content
 
 
+@contextmanager
+def name_damaged(path: str | Path) -> Iterator[None]:
+    """Turn what a content that does not fit makes Python and PyTorch raise into a UserError."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise UserError(f"{path} is damaged: {one_line(error)}") from None
+
+
 def load_model(path: str | Path) -> TinyBeauty:
     """Return the network of a `.pt` file, on the CPU, in float32 and eval mode.
 
@@ -785,10 +799,8 @@ def load_model(path: str | Path) -> TinyBeauty:
         UserError: the file is missing, truncated, or no TinyBeauty network of this version.
     """
     packed = load_content(path, MODEL_FORMAT)
-    try:
+    with name_damaged(path):
         return unpack_model(packed)
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        raise UserError(f"{path} is damaged: {' '.join(str(error).split())}") from None
 
 
 # ======================================================================================================
@@ -1032,15 +1044,13 @@ class Run:
             UserError: the file is damaged, or a setting or the pairs do not allow to go on.
         """
         state = load_content(path, RUN_FORMAT)
-        try:
+        with name_damaged(path):
             before = state["config"]
             check_edits(before, self.config, state["checksums"], checksums)
             self.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.scheduler.load_state_dict(state["scheduler"])
             self.progress = Progress(**state["progress"])
-        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-            raise UserError(f"{path} is damaged: {' '.join(str(error).split())}") from None
         if self.progress.epoch > self.config.epochs:
             raise UserError(
                 f"this run has done {self.progress.epoch} epochs, more than epochs: {self.config.epochs}"
@@ -1269,7 +1279,7 @@ def read_data(parts: tuple[list[Pair], list[Pair]], config: Config) -> tuple[Mak
         raise UserError(
             "without the pairs that cannot be read there is nothing left to train on or validate with"
         )
-    masks = int(train_set.has_mask.sum() + val_set.has_mask.sum())
+    masks = int(pairs.has_mask.sum())
     print(
         f"data      {count:,} pairs in {config.data_dir}: {len(train_set):,} for training, "
         f"{len(val_set):,} held out, {masks:,} eye masks"

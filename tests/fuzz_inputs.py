@@ -19,6 +19,8 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -89,6 +91,21 @@ def mutate(content: bytes, rng: random.Random) -> bytes:
     return bytes(data)
 
 
+@contextmanager
+def expect_clean_end(path: Path, ends: Counter[str], valid: str) -> Iterator[None]:
+    """Count a read as `valid`, or as an error where it is a UserError of one line that names the file."""
+    signal.alarm(SECONDS_A_FILE)
+    try:
+        yield
+        ends[valid] += 1
+    except UserError as error:
+        assert str(path) in str(error), error
+        assert "\n" not in str(error), error
+        ends["error"] += 1
+    finally:
+        signal.alarm(0)
+
+
 def fuzz_images(count: int, rng: random.Random, folder: Path) -> Counter[str]:
     """Read mutated images; return how they ended."""
     files, ends = make_images(), Counter()
@@ -97,18 +114,10 @@ def fuzz_images(count: int, rng: random.Random, folder: Path) -> Counter[str]:
         path = folder / name
         path.write_bytes(mutate(files[name], rng))
         mode = rng.choice(("RGB", "L"))
-        signal.alarm(SECONDS_A_FILE)
-        try:
+        with expect_clean_end(path, ends, "image"):
             pixels = read_image(path, mode, 32)
             assert pixels.shape == (32, 32, 3 if mode == "RGB" else 1), pixels.shape
             assert pixels.dtype == np.uint8, pixels.dtype
-            ends["image"] += 1
-        except UserError as error:
-            assert str(path) in str(error), error
-            assert "\n" not in str(error), error
-            ends["error"] += 1
-        finally:
-            signal.alarm(0)
     return ends
 
 
@@ -145,17 +154,9 @@ def fuzz_checkpoints(count: int, rng: random.Random, folder: Path) -> Counter[st
         name = rng.choice(("network.pt", "network.pt", "network.pt", "state.ckpt"))
         path = folder / f"mutated_{name}"
         path.write_bytes(mutate(originals[name], rng))
-        signal.alarm(SECONDS_A_FILE)
-        try:
+        with expect_clean_end(path, ends, "unharmed"):
             content = readers[name](path)
             assert equal(content, wanted[name]), f"{name}: read without an error, but differs"
-            ends["unharmed"] += 1
-        except UserError as error:
-            assert str(path) in str(error), error
-            assert "\n" not in str(error), error
-            ends["error"] += 1
-        finally:
-            signal.alarm(0)
     return ends
 
 
