@@ -51,7 +51,7 @@ def test_a_network_is_small_and_says_what_it_is(trained, name):
     assert path.stat().st_size <= 100_000
     content = torch.load(path, weights_only=True)
     assert content["format"] == "tinybeauty"
-    assert content["version"] == 1
+    assert content["version"] == 2
     assert content["architecture"]
     assert 1 <= content["epoch"] <= 5
     assert len([value for value in content.values() if isinstance(value, torch.Tensor)]) <= 4
@@ -120,7 +120,7 @@ def trained_pairs(trained) -> int:
 def test_the_final_network_is_the_one_of_the_run_file(trained):
     state = torch.load(trained.output_dir / "tinybeauty_last.ckpt", weights_only=True)
     model = TinyBeauty()
-    model.load_state_dict(state["model"])
+    model.load_state_dict(state["average"])
     shipped = torch.load(trained.output_dir / "tinybeauty_final.pt", weights_only=True)
     for name, value in pack_model(model.eval()).items():
         assert (
@@ -211,7 +211,7 @@ def packed():
     return pack_model(TinyBeauty().eval())
 
 
-@pytest.mark.parametrize("version", [0, 2, None, "1"])
+@pytest.mark.parametrize("version", [0, 1, 3, None, "2"])
 def test_another_version_is_named(packed, tmp_path, version):
     torch.save(packed | {"version": version}, tmp_path / "a.pt")
     message = find_message(tmp_path / "a.pt")

@@ -11,7 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from tinybeauty_training import MakeupPairs, Pair, UserError, find_pairs, load_batch, read_image, split_pairs
+from tinybeauty_training import (
+    MakeupPairs,
+    Pair,
+    UserError,
+    find_pairs,
+    load_batches,
+    read_image,
+    split_pairs,
+)
 
 EVERYONE = "(.+)"
 
@@ -310,18 +318,18 @@ def test_every_unreadable_file_is_named_in_one_message(tmp_path):
 
 
 def test_source_target_and_mask_are_flipped_together(pairs):
-    flipped = torch.tensor([True, False, True])
+    flipped = torch.tensor([True, False, False, True])  # a number each
     indices = torch.tensor([3, 1, 0])
-    batch = load_batch(pairs, indices, torch.device("cpu"), flipped)
+    batch = next(load_batches(pairs, [indices], torch.device("cpu"), flipped))
     for kind, images in enumerate(batch):
-        for image, index, flip in zip(images, indices, flipped, strict=True):
+        for image, index, flip in zip(images, indices, flipped[indices], strict=True):
             plain = pairs[int(index)][kind]
             assert torch.equal(image, plain.flip(-1) if flip else plain)
             assert not torch.equal(image, plain if flip else plain.flip(-1))
 
 
 def test_a_batch_is_not_flipped_unasked(pairs):
-    batch = load_batch(pairs, torch.tensor([1, 2]), torch.device("cpu"))
+    batch = next(load_batches(pairs, [torch.tensor([1, 2])], torch.device("cpu")))
     for kind, images in enumerate(batch):
         assert torch.equal(images[0], pairs[1][kind])
         assert torch.equal(images[1], pairs[2][kind])

@@ -95,11 +95,9 @@ def test_metric_is_the_mean_over_images(scores, reference, name):
 
 def test_ssim_image_by_image(model, pairs, reference):
     for index in range(COUNT):
-        one = MakeupPairs.__new__(MakeupPairs)
-        one.__dict__ = dict(vars(pairs))
-        one.stems, one.has_mask = pairs.stems[index : index + 1], pairs.has_mask[index : index + 1]
-        one.pixels = pairs.pixels[index : index + 1]
-        score = evaluate(model, one, CRITERION, torch.device("cpu"))["val/ssim"]
+        score = evaluate(model, pairs.take(slice(index, index + 1)), CRITERION, torch.device("cpu"))[
+            "val/ssim"
+        ]
         assert score == pytest.approx(reference["ssim"][index], abs=1e-4)
 
 

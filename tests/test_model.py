@@ -7,9 +7,19 @@ import re
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
-from tinybeauty_training import TinyBeauty, count_multiply_adds, count_parameters, pack_model, unpack_model
+from tinybeauty_training import (
+    ConvNormReLU,
+    TinyBeauty,
+    Upsample,
+    count_multiply_adds,
+    count_parameters,
+    pack_model,
+    separable,
+    unpack_model,
+)
 
 # Channels and the share of the input's side, from the plan.
 PLAN = {
@@ -60,12 +70,13 @@ def test_plan():
         assert getattr(model, name).in_channels == width
 
 
-def test_skips_are_concatenated():
-    """Each decoder sees twice its width: what comes up, and the encoder's features of the same size."""
+def test_each_decoder_sees_what_comes_up_and_the_skip():
     model, inputs = make_busy_model(), {}
     for name in ("dec3", "dec2", "dec1"):
         block = getattr(model, name)
-        block.register_forward_pre_hook(lambda _, args, name=name: inputs.update({name: args[0].clone()}))
+        block.register_forward_pre_hook(
+            lambda _, args, name=name: inputs.update({name: [part.clone() for part in args]})
+        )
     outputs = {}
     for name in ("enc1", "enc2", "enc3", "up1", "up2", "up3"):
         block = getattr(model, name)
@@ -73,11 +84,33 @@ def test_skips_are_concatenated():
     with torch.no_grad():
         model(torch.rand(1, 3, 32, 32))
     for level in (1, 2, 3):
-        fed, width = inputs[f"dec{level}"], outputs[f"enc{level}"].shape[1]
-        assert fed.shape[1] == 2 * width
-        halves = [fed[:, :width], fed[:, width:]]
-        for name in (f"up{level}", f"enc{level}"):
-            assert any(torch.equal(half, outputs[name]) for half in halves)
+        for part, name in zip(inputs[f"dec{level}"], (f"up{level}", f"enc{level}"), strict=True):
+            assert torch.equal(part, outputs[name])
+
+
+def test_two_branches_are_the_convolution_of_the_concatenation():
+    joined = ConvNormReLU(separable(4, 8), separable(4, 8)).eval()
+    with torch.no_grad():
+        for parameter in joined.parameters():
+            parameter.normal_()
+    depthwise, pointwise = zip(*joined.branches, strict=True)
+    parts = torch.rand(2, 4, 16, 16), torch.rand(2, 4, 16, 16)
+    with torch.no_grad():
+        both = F.conv2d(
+            torch.cat(parts, 1), torch.cat([conv.weight for conv in depthwise]), padding=1, groups=8
+        )
+        both = F.conv2d(both, torch.cat([conv.weight for conv in pointwise], 1))
+        expected = joined.activation(joined.norm(both))
+        torch.testing.assert_close(joined(*parts), expected)
+        joined.fold_()
+        torch.testing.assert_close(joined(*parts), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_upsampling_is_the_same_in_training_and_in_use():
+    layer, features = Upsample(16, 8), torch.rand(2, 16, 5, 7)
+    assert layer.training
+    torch.testing.assert_close(layer(features), nn.ConvTranspose2d.forward(layer, features))
+    assert layer(features).shape == (2, 8, 10, 14)
 
 
 @pytest.mark.parametrize(("height", "width"), [(8, 8), (64, 32), (8, 128)])
