@@ -234,10 +234,10 @@ class Depthwise(nn.Conv2d):
 
 
 class Upsample(nn.ConvTranspose2d):
-    """A 2x2 transposed convolution in four groups, that doubles the size."""
+    """A 2x2 transposed convolution in groups, that doubles the size."""
 
-    def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__(in_channels, out_channels, 2, stride=2, groups=4)
+    def __init__(self, in_channels: int, out_channels: int, groups: int = 4) -> None:
+        super().__init__(in_channels, out_channels, 2, stride=2, groups=groups)
 
     def forward(self, features: Tensor) -> Tensor:
         """Return (B, C_out, 2H, 2W)."""
@@ -1338,10 +1338,17 @@ class Run:
         network: the model, to call while training: it shares gradients with the other processes.
     """
 
-    def __init__(self, config: Config, device: torch.device, dtype: torch.dtype, team: Team = ALONE) -> None:
+    def __init__(
+        self,
+        config: Config,
+        device: torch.device,
+        dtype: torch.dtype,
+        team: Team = ALONE,
+        make_model: Callable[[], nn.Module] = TinyBeauty,
+    ) -> None:
         self.config, self.device, self.dtype, self.team = config, device, dtype, team
         torch.manual_seed(config.seed)
-        self.model = TinyBeauty().to(device, memory_format=torch.channels_last)
+        self.model = make_model().to(device, memory_format=torch.channels_last)
         self.average = copy.deepcopy(self.model)
         if config.compile:
             self.model.compile()
