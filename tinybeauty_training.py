@@ -178,6 +178,21 @@ def explain_problem(problem: dict[str, Any]) -> str:
     return f"{key}: {text}, got {problem['input']!r}"
 
 
+class UniqueKeyLoader(yaml.SafeLoader):
+    """Refuses a key that stands in a file twice; PyYAML would take the last one without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Return the mapping.
+
+        Raises:
+            yaml.YAMLError: a key stands there twice.
+        """
+        keys = [key.value for key, _ in node.value]
+        if twice := [key for key in keys if keys.count(key) > 1]:
+            raise yaml.YAMLError(f"{twice[0]} stands there twice")
+        return super().construct_mapping(node, deep)
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """Return the keys of a YAML file.
 
@@ -185,7 +200,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         UserError: the file is missing, no YAML, or no list of `key: value`.
     """
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.load(path.read_text(encoding="utf-8"), UniqueKeyLoader)  # a SafeLoader
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"cannot read the configuration {path}: {reason}") from None
@@ -950,8 +965,8 @@ def save_bytes(path: Path, data: bytes) -> None:
         with suppress(OSError):
             partial.unlink()
         raise UserError(
-            f"cannot write {path}: {error.strerror}; what was saved before is intact, "
-            "--resume goes on from there once this is mended"
+            f"cannot write {path}: {error.strerror}; what was saved before is intact: once this is mended, "
+            "go on with --resume, or with --overwrite where nothing was saved yet"
         ) from None
 
 

@@ -174,3 +174,9 @@ def test_settings_written_by_a_run_are_the_settings_used(trained):
     assert saved == Config(**trained.settings).model_dump()
     assert load_config({}, trained.output_dir / "config.yaml") == Config(**trained.settings)
     assert yaml.safe_load((trained.output_dir / "config.yaml").read_text())["epochs"] == 5
+
+
+def test_a_key_that_stands_twice_is_named(tmp_path, one_error):
+    (tmp_path / "my.yaml").write_text("epochs: 3\nseed: 1\nepochs: 4\n", encoding="utf-8")
+    message = one_error("--config", tmp_path / "my.yaml")
+    assert "epochs stands there twice" in message

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import pickle
+import signal
 import stat
 import subprocess
 import sys
+import time
 import zipfile
 from pathlib import Path
 
@@ -37,6 +39,48 @@ def test_disk_full_then_mended_then_resumed(demo, tmp_path, call_main, one_error
     assert call_main(*argv, "--resume")[0] == 0
     for name in NETWORKS:
         program.load_model(tmp_path / "out" / name)
+
+
+def test_a_file_that_the_system_refuses_in_the_first_epoch(demo, tmp_path):
+    """No file may grow beyond 200,000 bytes: the networks fit, the state does not."""
+    import resource
+
+    argv = ["--data_dir", demo, "--output_dir", tmp_path / "out", "--cache_dir", "", "--epochs", 1, *SMALL]
+    command = [sys.executable, SCRIPT, *argv]
+    run = subprocess.run(
+        [str(word) for word in command], capture_output=True, text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000)),
+    )  # fmt: skip
+    assert run.returncode == 1
+    assert run.stderr.startswith("error: cannot write")
+    assert run.stderr.count("\n") == 1
+    assert "--overwrite" in run.stderr
+    assert not (tmp_path / "out" / "tinybeauty_last.ckpt").exists()
+    assert not list((tmp_path / "out").glob("*.partial"))
+    again = subprocess.run([str(word) for word in [*command, "--overwrite"]], capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+
+
+def test_a_second_ctrl_c_ends_at_once(demo, tmp_path):
+    """In a step that takes a second or more; the state of the epoch before stays."""
+    argv = ["--data_dir", demo, "--output_dir", tmp_path / "out", "--cache_dir", "", "--epochs", 50]
+    argv += [*SMALL, "--image_size", 512, "--batch_size", 32]
+    with subprocess.Popen(
+        [str(word) for word in [sys.executable, "-u", SCRIPT, *argv]],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    ) as run:  # fmt: skip
+        for line in run.stdout:
+            if line.startswith("epoch   1"):
+                break
+        state = (tmp_path / "out" / "tinybeauty_last.ckpt").read_bytes()
+        time.sleep(0.3)
+        run.send_signal(signal.SIGINT)
+        time.sleep(0.2)
+        run.send_signal(signal.SIGINT)
+        _, stderr = run.communicate(timeout=30)
+    assert run.returncode == 130
+    assert "stopped at once" in stderr
+    assert (tmp_path / "out" / "tinybeauty_last.ckpt").read_bytes() == state
 
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(demo, tmp_path, call_main, one_error):
