@@ -25,7 +25,6 @@ import functools
 import hashlib
 import importlib
 import io
-import json
 import math
 import os
 import re
@@ -613,22 +612,40 @@ def decode_pair(pair: Pair, image_size: int) -> tuple[np.ndarray, list[str]]:
     return pixels, problems
 
 
+Files = list[tuple[str, int, int]]  # name, bytes and time of the last change in ns
+
+
 class CachedPair(NamedTuple):
     """One entry of a cache's index."""
 
     row: int
     checksum: int  # CRC-32 of the pixels
-    files: list[list[Any]]  # name, bytes and time of the last change of each file it was decoded from
+    files: Files  # that it was decoded from
 
 
-def describe_files(pair: Pair) -> list[list[Any]]:
-    """Return [name, bytes, time of the last change in ns] of each file of a pair."""
+class CacheIndex(BaseModel):
+    """What `pairs_256.json` holds. A data set may come from anywhere, so its cache is checked like settings."""
+
+    pixels: str = Field(pattern=r"^pixels_\d+_[0-9a-f]+\.bin$")  # a name: no way out of the folder
+    rows: int = Field(ge=0)
+    pairs: dict[str, CachedPair]
+
+    @field_validator("pairs")
+    @classmethod
+    def _check_rows(cls, pairs: dict[str, CachedPair], info: Any) -> dict[str, CachedPair]:
+        if not all(0 <= pair.row < info.data.get("rows", 0) for pair in pairs.values()):
+            raise ValueError("rows that do not exist")
+        return pairs
+
+
+def describe_files(pair: Pair) -> Files:
+    """Return what would show that a file of a pair has changed."""
     described = []
     for path in (pair.source, pair.target, pair.eye_mask):
         if path is not None:
             with suppress(OSError):
                 stat = path.stat()
-                described.append([path.name, stat.st_size, stat.st_mtime_ns])
+                described.append((path.name, stat.st_size, stat.st_mtime_ns))
     return described
 
 
@@ -663,20 +680,20 @@ class PixelCache:
             checksum, body = self.index_path.read_bytes().split(b"\n", 1)
             if int(checksum, 16) != zlib.crc32(body):
                 raise ValueError("its check sum is wrong")
-            index = json.loads(body)
-            path = self.folder / index["pixels"]
-            if path.stat().st_size < index["rows"] * math.prod(self.shape):
-                raise ValueError(f"{path.name} is cut off")
+            index = CacheIndex.model_validate_json(body)
+            path = self.folder / index.pixels
+            if path.is_symlink() or path.stat().st_size < index.rows * math.prod(self.shape):
+                raise ValueError(f"{path.name} is cut off or a link")
         except (OSError, ValueError) as error:
-            print(f"          the cache {self.index_path} is damaged ({one_line(error)}): decoding anew")
+            reason = textwrap.shorten(one_line(error), 100)
+            print(f"          the cache {self.index_path} is damaged ({reason}): decoding anew")
             return
-        if index["rows"] <= 2 * len(index["pairs"]):
-            self.pixels_path, self.row_count = path, index["rows"]
-            self.pairs = {stem: CachedPair(*entry) for stem, entry in index["pairs"].items()}
+        if index.rows <= 2 * len(index.pairs):
+            self.pixels_path, self.row_count, self.pairs = path, index.rows, index.pairs
 
     def _write_index(self) -> None:
-        index = {"pixels": self.pixels_path.name, "rows": self.row_count, "pairs": self.pairs}
-        body = json.dumps(index).encode()
+        index = CacheIndex(pixels=self.pixels_path.name, rows=self.row_count, pairs=self.pairs)
+        body = index.model_dump_json().encode()
         save_bytes(self.index_path, b"%08x\n%s" % (zlib.crc32(body), body))
         for path in self.folder.glob(f"pixels_{self.shape[0]}_*.bin"):
             if path != self.pixels_path:
@@ -710,7 +727,7 @@ class PixelCache:
             self.pixels = np.memmap(self.pixels_path, np.uint8, "r", shape=(self.row_count, *self.shape))
         return broken
 
-    def _append(self, pairs: list[Pair], files: dict[str, list[list[Any]]]) -> dict[str, list[str]]:
+    def _append(self, pairs: list[Pair], files: dict[str, Files]) -> dict[str, list[str]]:
         row_bytes = math.prod(self.shape)
         size = (self.row_count + len(pairs)) * row_bytes
         held = self.row_count
@@ -734,7 +751,10 @@ class PixelCache:
         return broken
 
     def _decode(
-        self, pairs: list[Pair], files: dict[str, list[list[Any]]], write: Callable[[int, np.ndarray], None]
+        self,
+        pairs: list[Pair],
+        files: dict[str, Files],
+        write: Callable[[int, np.ndarray], None],
     ) -> dict[str, list[str]]:
         broken = {}
         with (
@@ -1854,8 +1874,8 @@ def train_epochs(
         for epoch in range(first, config.epochs + 1):
             epoch_started = time.perf_counter()
             bar.set_description(f"epoch {epoch}/{config.epochs}", refresh=False)
-            metrics: dict[str, float] = {"epoch": epoch, "lr": run.learning_rate}
-            metrics |= train_one_epoch(run, train_set, epoch, stop, bar)
+            losses = train_one_epoch(run, train_set, epoch, stop, bar)
+            metrics: dict[str, float] = {"epoch": epoch, "lr": run.learning_rate} | losses
             if progress.pairs_done < len(train_set):
                 if run.team.rank == 0:
                     run.save(state_path, checksums)

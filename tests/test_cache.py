@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -218,7 +219,7 @@ def flip_index_bit(folder: Path) -> None:
     """Change a digit of the index."""
     path = next(folder.glob("*.json"))
     content = bytearray(path.read_bytes())
-    content[content.index(b'"p0": [') + 7] ^= 1  # the row of p0: another pair's
+    content[content.index(b'"p0":[') + 6] ^= 1  # the row of p0: another pair's
     path.write_bytes(content)
 
 
@@ -238,6 +239,50 @@ def test_a_damaged_cache_never_gives_a_wrong_result(data_dir, harm, capsys):
         assert "start again" in str(error)
         assert "\n" not in str(error)
     assert_right(load(data_dir), data_dir)  # the run after that is right in any case
+
+
+def write_index(folder: Path, text: bytes) -> None:
+    """Write an index whose check sum is right."""
+    (folder / f"pairs_{SIZE}.json").write_bytes(b"%08x\n%s" % (zlib.crc32(text), text))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        (b'"pixels":"', b'"pixels":"../'),
+        (b'"pixels":"', b'"pixels":"/tmp/'),
+        (b'"p0":[0', b'"p0":[-1'),
+        (b'"p0":[0', b'"p0":[99'),
+        (b'"p0":[', b'"p0":["'),
+        (b'"rows":6', b'"rows":1e99'),
+    ],
+    ids=lambda change: change[1].decode(),
+)
+def test_a_hostile_index_is_no_index(data_dir, tmp_path, change, capsys):
+    """Data sets come from anywhere, and so do the caches in them."""
+    load(data_dir)
+    folder = data_dir / ".cache"
+    body = (folder / f"pairs_{SIZE}.json").read_bytes().split(b"\n", 1)[1]
+    assert change[0] in body
+    write_index(folder, body.replace(*change))
+    pixels = next(folder.glob("*.bin"))
+    outside = data_dir / pixels.name  # where "../" leads
+    outside.write_bytes(pixels.read_bytes())
+    before = outside.read_bytes()
+    assert_right(load(data_dir), data_dir)
+    assert "damaged" in capsys.readouterr().out
+    assert outside.read_bytes() == before
+
+
+def test_a_link_to_somewhere_else_is_not_written_to(data_dir, tmp_path):
+    load(data_dir)
+    pixels = next((data_dir / ".cache").glob("*.bin"))
+    pixels.rename(tmp_path / "precious")
+    pixels.symlink_to(tmp_path / "precious")
+    before = (tmp_path / "precious").read_bytes()
+    save_pair(data_dir, "new", 9)
+    assert_right(load(data_dir), data_dir)
+    assert (tmp_path / "precious").read_bytes() == before
 
 
 def test_every_bit_of_the_index_counts(data_dir):

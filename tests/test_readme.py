@@ -53,6 +53,14 @@ def shrink(words: list[str], checkout: Path) -> list[str]:
     """
     if words[:2] == ["python", "tinybeauty_training.py"]:
         return [sys.executable, *words[1:], *SMALL, "--epochs", "1"]
+    if words[0] == "torchrun":
+        return [sys.executable, "-m", "torch.distributed.run", *words[1:], *SMALL, "--epochs", "1"]
+    if words[:2] == ["python", "tests/bench_architecture.py"]:
+        return [sys.executable, *words[1:], "--only", "this one", "--epochs", "1", "--image_size", "64"]
+    if words[:2] == ["python", "tests/bench_training.py"]:
+        return [sys.executable, *words[1:], "--parts", "start", "--pairs", "150", "--image_size", "32"]
+    if words[:2] == ["python", "tests/bench_start.py"]:
+        return [sys.executable, *words[1:], "--epochs", "1", "--image_size", "64"]
     if words[:2] == ["python", "data/make_demo.py"]:
         return [sys.executable, *words[1:], "--count", "4", "--size", "64"]
     if words[:2] == ["wandb", "leet"]:  # a window in the terminal: its printing sibling reads the same run
