@@ -624,7 +624,7 @@ class CachedPair(NamedTuple):
 
 
 class CacheIndex(BaseModel):
-    """What `pairs_256.json` holds. A data set may come from anywhere, so its cache is checked like settings."""
+    """What `pairs_256.json` holds; checked like settings, for data sets come from anywhere."""
 
     pixels: str = Field(pattern=r"^pixels_\d+_[0-9a-f]+\.bin$")  # a name: no way out of the folder
     rows: int = Field(ge=0)
