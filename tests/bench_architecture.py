@@ -19,6 +19,7 @@ import math
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 
 import torch
@@ -278,10 +279,15 @@ CANDIDATES: dict[str, Callable[[], nn.Module]] = {
 
 
 def train_candidate(
-    name: str, config: program.Config, train_set: program.MakeupPairs, val_set: program.MakeupPairs
+    name: str,
+    config: program.Config,
+    train_set: program.MakeupPairs,
+    val_set: program.MakeupPairs,
+    quiet: bool = False,
 ) -> dict[str, float]:
     """Train one candidate; return its metrics, and `raw`: the PSNR of the weights without averaging."""
-    device, dtype = program.choose_device(config)
+    with redirect_stdout(io.StringIO()) if quiet else nullcontext():
+        device, dtype = program.choose_device(config)
     run = program.Run(config, device, dtype, make_model=CANDIDATES[name])
     bar = program.tqdm(total=config.epochs, desc=name, unit="epoch", disable=None, leave=False)
     with program.StopRequest() as stop, program.tqdm(disable=True) as steps, bar:

@@ -59,7 +59,7 @@ def shrink(words: list[str], checkout: Path) -> list[str]:
         return [sys.executable, *words[1:], "--only", "this one", "--epochs", "1", "--image_size", "64"]
     if words[:2] == ["python", "tests/bench_training.py"]:
         return [sys.executable, *words[1:], "--parts", "start", "--pairs", "150", "--image_size", "32"]
-    if words[:2] == ["python", "tests/bench_start.py"]:
+    if words[:2] in (["python", "tests/bench_start.py"], ["python", "tests/bench_recipe.py"]):
         return [sys.executable, *words[1:], "--epochs", "1", "--image_size", "64"]
     if words[:2] == ["python", "data/make_demo.py"]:
         return [sys.executable, *words[1:], "--count", "4", "--size", "64"]
