@@ -39,7 +39,7 @@ RECIPES: dict[str, dict[str, float | bool]] = {
 
 
 def move_batches(load_batches) -> object:
-    """Return a load_batches that moves source, target and mask of a training batch by one small affine map."""
+    """Return a load_batches that moves source, target and mask of a training batch alike, by a little."""
     move = v2.RandomAffine(5, (0.04, 0.04), (0.95, 1.05), interpolation=v2.InterpolationMode.BILINEAR)
 
     def load(pairs, batches, device, flipped=None) -> Iterator[tuple[Tensor, ...]]:

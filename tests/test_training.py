@@ -23,6 +23,7 @@ from tinybeauty_training import (
     Config,
     EyelinerLoss,
     MakeupPairs,
+    Run,
     TinyBeauty,
     find_pairs,
     load_model,
@@ -313,6 +314,30 @@ def test_a_learning_rate_drop_is_said_aloud(call_main, demo, tmp_path):
     header, *rows = ((tmp_path / "metrics.csv").read_text()).splitlines()
     column = header.split(",").index("lr")
     assert [float(row.split(",")[column]) for row in rows] == [2e-4, 2e-4, 1e-4]
+
+
+def test_the_learning_rate_rises_in_the_first_steps(call_main, demo, tmp_path):
+    """Two steps an epoch: after the first epoch half of the rate, after the second all of it."""
+    stdout = train_small(call_main, demo, tmp_path, "--epochs", 3, "--warmup_steps", 4)
+    header, *rows = ((tmp_path / "metrics.csv").read_text()).splitlines()
+    column = header.split(",").index("lr")
+    assert [float(row.split(",")[column]) for row in rows] == pytest.approx([1e-4, 2e-4, 2e-4])
+    assert "learning rate" not in stdout  # that it rises is no drop
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.5, 0.99])
+def test_the_average_is_a_moving_mean_of_the_weights(decay):
+    run = Run(Config(ema_decay=decay), torch.device("cpu"), torch.float32)
+    weight, expected = run.model.out.weight, torch.zeros(3, 16, 1, 1)
+    for step in range(1, 40):
+        run.progress.global_step = step
+        with torch.no_grad():
+            weight.fill_(float(step))
+        run.update_average()
+        share = min(decay, (1 + step) / (10 + step))
+        expected = share * expected + (1 - share) * step
+    torch.testing.assert_close(run.average.out.weight, expected)
+    assert decay or torch.equal(run.average.out.weight, weight)
 
 
 def test_pairs_without_masks_train_too(call_main, demo, tmp_path):
