@@ -196,10 +196,10 @@ class Face:
     def exposure(self) -> float:
         """How bright pigment is here, relative to medium skin in even light.
 
-        A photo does not tell dark skin from little light. The square root lies between the two: pigment
+        A photo does not tell dark skin from little light. The root lies between the two: pigment
         gets deeper on dark skin, but less so than the skin itself, so it stays in sight.
         """
-        return float(np.clip((self.skin @ LUMA / 0.30) ** 0.5, 0.35, 1.3))
+        return float(np.clip((self.skin @ LUMA / 0.30) ** 0.45, 0.35, 1.1))
 
     def spot(self, index: int) -> Array:
         """Return the mean linear colour (3,) around a landmark."""
@@ -324,6 +324,11 @@ def even_skin(canvas: Array, face: Face, group: Colours) -> None:
         band = soften(patch[..., channel], fine) - mean
         faint = np.exp(-((band / 0.07) ** 2))
         patch[..., channel] -= group["evening"] * weight * faint * band
+    # Foundation: redness and pale spots move towards the face's own hue, as bright as they were.
+    level = patch.mean(2, keepdims=True)
+    skin = np.sqrt(face.skin)
+    cover = 0.6 * group["evening"] * weight[..., None]
+    patch += (skin / skin.mean() * level - patch) * cover
     canvas[part] = patch.clip(0.0, 1.0) ** 2
 
 
@@ -379,7 +384,7 @@ def shape_liner(face: Face, eye: Eye, group: Colours) -> Array:
     normal = np.stack((np.gradient(line[:, 1]), -np.gradient(line[:, 0])), axis=1)
     normal *= np.sign(normal @ eye.up).sum() or 1.0
     normal /= np.maximum(np.hypot(*normal.T), 1e-6)[:, None]
-    thick = group["thickness"] * face.eye_width * (1.0 - group["taper"] * (1.0 - t) ** 1.2)
+    thick = group["thickness"] * face.eye_width * (1.0 - group["taper"] * (1.0 - t) ** 0.7)
     thick *= smooth(-0.02, 0.12, t)
     top = line + normal * thick[:, None]
     base = line - normal * (0.25 * thick)[:, None]
@@ -408,32 +413,33 @@ def lay_liner(canvas: Array, face: Face, eye: Eye, group: Colours) -> None:
 
 
 def shape_lashes(face: Face, eye: Eye, length: float, upper: bool) -> list[Array]:
-    """Return thin curved triangles, fanned out over one lid; `length` in eye widths."""
-    edge, up = (eye.upper, eye.up) if upper else (eye.lower, -eye.up)
+    """Return thin curved triangles, fanned out over one lid; `length` of the longest, in eye widths."""
+    edge, up, count = (eye.upper, eye.up, 30) if upper else (eye.lower, -eye.up, 22)
+    thin = (0.011 if upper else 0.007) * face.eye_width
+    s = np.linspace(0.0, 1.0, 6)[:, None]
     lashes = []
-    count = 22 if upper else 14
     for i in range(count):
-        t = 0.03 + 0.87 * i / (count - 1)  # 0 at the outer corner
+        t = 0.03 + 0.85 * i / (count - 1)  # 0 at the outer corner
         root = edge[round(t * (len(edge) - 1))]
-        lean = 0.95 - 1.45 * t + 0.10 * math.sin(2.4 * i)  # outwards at the outer corner, inwards at the nose
-        reach = length * face.eye_width * (1.0 - 0.55 * t) * (0.86 + 0.14 * math.sin(5.1 * i + 1.0))
-        direction = up - eye.along * lean
-        direction = direction / np.hypot(*direction)
-        tip = root + reach * (direction + 0.22 * up)
-        bend = root + 0.55 * reach * (direction - eye.along * 0.25 * np.sign(lean))
-        side = np.array((-direction[1], direction[0])) * 0.011 * face.eye_width
-        s = np.linspace(0.0, 1.0, 6)[:, None]
-        spine = (1 - s) ** 2 * root + 2 * s * (1 - s) * bend + s**2 * tip
-        lashes.append(np.concatenate((spine + side * (1 - s), (spine - side * (1 - s))[::-1])))
+        # They sweep outwards at the outer corner and a little inwards at the nose; no two are quite alike.
+        lean = 1.05 - 1.5 * t + 0.12 * math.sin(2.4 * i)
+        reach = length * face.eye_width * (1.0 - 0.6 * t) * (0.85 + 0.15 * math.sin(5.1 * i + 1.0))
+        out = up - lean * eye.along
+        out = out / np.hypot(*out)
+        tip = root + reach * (out + (0.35 if upper else 0.0) * up)  # the upper ones curl up
+        spine = (1 - s) ** 2 * root + 2 * s * (1 - s) * (root + 0.6 * reach * out) + s**2 * tip
+        side = thin * (1 - s) * (-out[1], out[0])
+        lashes.append(np.concatenate((spine + side, (spine - side)[::-1])))
     return lashes
 
 
 def lay_lashes(canvas: Array, face: Face, eye: Eye, group: Colours) -> None:
-    """Draw the lashes, and the shadow they throw along the lid's edge."""
+    """Draw the lashes of the upper lid, and shorter and fainter ones below."""
     for upper, length in ((True, group["length"]), (False, group["length"] * group["lower"])):
         if length:
             alpha = group["opacity"] * draw(shape_lashes(face, eye, length, upper), eye.part)
-            lay(canvas, eye.part, group["colour"] * face.exposure, alpha * (1.0 - 0.7 * eye.opening))
+            alpha = alpha * (1.0 - 0.7 * eye.opening) * (1.0 if upper else 0.6)
+            lay(canvas, eye.part, group["colour"] * face.exposure, alpha)
 
 
 def lay_brows(canvas: Array, face: Face, eye: Eye, side: int, group: Colours) -> None:
