@@ -453,40 +453,61 @@ def lay_brows(canvas: Array, face: Face, eye: Eye, side: int, group: Colours) ->
     lay(canvas, eye.part, np.minimum(colour, canvas[eye.part]), group["opacity"] * inside * (0.4 + 0.6 * hair))
 
 
+def find_lip_colours(face: Face, part: Part) -> Array:
+    """Return the bare lips' own linear colour (h, w, 3): one for the upper lip and one for the lower.
+
+    Many people have a dark upper and a pink lower lip; with one colour for both, the pink would pass
+    for teeth.
+    """
+    half = len(LIPS_OUTER) // 2
+    middle = (face.take(LIPS_OUTER) + face.take(LIPS_INNER)) / 2  # on the red, from corner to corner and back
+    middle = middle.clip(0, np.array(face.shape[::-1]) - 1)
+    reach = max(0.005 * face.unit, 1.0)
+    patches = [face.light[window(point[None], reach, face.shape)].mean((0, 1)) for point in middle]
+    upper, lower = np.median(patches[2 : half - 1], axis=0), np.median(patches[half + 2 : -1], axis=0)
+    seam = (face.take(LIPS_INNER[: half + 1]) + face.take((LIPS_INNER[0], *LIPS_INNER[: half - 1 : -1]))) / 2
+    along = seam[-1] - seam[0]
+    along = along / max(np.hypot(*along), 1e-6)
+    x, y = pixel_centres(part)
+    u, v = x * along[0] + y * along[1], y * along[0] - x * along[1]
+    line = np.stack((seam @ along, seam @ (-along[1], along[0])), axis=1)
+    line = line[np.argsort(line[:, 0], kind="stable")]
+    below = smooth(-0.004 * face.unit, 0.004 * face.unit, v - np.interp(u, *line.T))[..., None]
+    return (upper + (lower - upper) * below).astype(np.float32)
+
+
 def lay_lips(canvas: Array, face: Face, group: Colours) -> None:
     """Colour the lips between their outer and inner edge; teeth and beard stay bare."""
     outer, inner = (curve(face.take(ring), closed=True) for ring in (LIPS_OUTER, LIPS_INNER))
     part = window(outer, 0.03 * face.unit, face.shape)
     lips = soften(draw([outer], part), 0.003 * face.unit).clip(0.0, 1.0)
     mouth = soften(draw([inner], part), 0.0015 * face.unit).clip(0.0, 1.0)
-    middle = (face.take(LIPS_OUTER) + face.take(LIPS_INNER)) / 2  # on the red of both lips
-    patch = canvas[part]
-    spots = np.stack([face.light[window(point[None], 0.006 * face.unit, face.shape)].mean((0, 1))
-                      for point in middle if 0 < point[0] < face.shape[1] and 0 < point[1] < face.shape[0]])
-    own = np.median(spots, axis=0)
-    shade = shade_of(canvas, part, own @ LUMA)
+    own = find_lip_colours(face, part)
+    own_level, level = own @ LUMA + 1e-3, canvas[part] @ LUMA
+    shade = level / own_level
     # Teeth and white hair are brighter and paler than the lip; beard hair and the dark between are darker.
-    redness = patch[..., 0] / (patch @ LUMA + 1e-3) - 1.0
-    paler = smooth(0.75, 0.35, redness / max(float(own[0] / (own @ LUMA + 1e-3)) - 1.0, 0.05))
-    bare = np.maximum(smooth(1.25, 1.9, shade) * paler, smooth(0.35, 0.12, shade))
+    redness, own_redness = canvas[part][..., 0] / (level + 1e-3) - 1.0, own[..., 0] / own_level - 1.0
+    paler = smooth(0.75, 0.35, redness / np.maximum(own_redness, 0.05))
+    bare = np.maximum(smooth(1.35, 2.0, shade) * paler, smooth(0.35, 0.12, shade))
     alpha = group["opacity"] * lips * (1.0 - mouth) * (1.0 - bare)
+    # Pigment hides half of the difference between the two lips; the rest is light, and stays.
+    shade = shade * np.sqrt(own_level / np.median(own_level))
     lay_pigment(canvas, face, part, group["colour"], alpha, shade)
-    if group["gloss"]:
-        lay_gloss(canvas, face, part, alpha, shade, group["gloss"])
+    lay_gloss(canvas, face, part, alpha, shade, group["gloss"])
 
 
 def lay_gloss(canvas: Array, face: Face, part: Part, alpha: Array, shade: Array, gloss: float) -> None:
-    """Add shine: the photo's own highlights on the lips, and a soft one in the middle of the lower lip."""
+    """Add shine: more of the photo's own highlights, and a soft one in the middle of the lower lip."""
     top, low = face.points[14], face.points[17]
     corner = face.points[LIPS_OUTER[10]] - face.points[LIPS_OUTER[0]]
     x, y = pixel_centres(part)
     centre = 0.58 * top + 0.42 * low
-    wide, high = 0.20 * np.hypot(*corner), max(0.30 * np.hypot(*(low - top)), 1.0)
+    wide, high = max(0.20 * np.hypot(*corner), 1.0), max(0.30 * np.hypot(*(low - top)), 1.0)
     along = corner / max(np.hypot(*corner), 1e-6)
     u = ((x - centre[0]) * along[0] + (y - centre[1]) * along[1]) / wide
     v = ((y - centre[1]) * along[0] - (x - centre[0]) * along[1]) / high
-    local = shade / np.maximum(soften(shade, 0.012 * face.unit), 0.05)
-    shine = 0.10 * np.exp(-(u * u + v * v)) * smooth(0.5, 1.1, shade) + 0.25 * smooth(1.05, 1.5, local)
+    local = soften(shade, 0.004 * face.unit) / np.maximum(soften(shade, 0.016 * face.unit), 0.05)
+    shine = 0.10 * np.exp(-(u * u + v * v)) * smooth(0.5, 1.1, shade) + 0.15 * smooth(1.05, 1.5, local)
     canvas[part] += (gloss * face.exposure * alpha * shine)[..., None]
 
 
