@@ -31,18 +31,159 @@ Lengths are in pixels, or in `unit`: the side of the face's FFHQ square, 1 = the
 
 from __future__ import annotations
 
+import argparse
+import csv
+import difflib
+import hashlib
+import importlib.util
+import io
 import json
 import math
+import multiprocessing
+import os
+import re
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw
+import yaml
+from PIL import Image, ImageDraw, ImageOps, PngImagePlugin
+from tqdm import tqdm
 
 Array = np.ndarray
 Part = tuple[slice, slice]  # rows and columns of a full image
+HERE = Path(__file__).resolve().parent
+KINDS = ("source", "target", "eye_mask")
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
+MAX_PIXELS = 2**26  # of a photo; a phone's 48 million pass, a decompression bomb does not
+VERSION = 1  # of the makeup: another number, and the same command makes every pair anew
+MARK = "tinybeauty"  # the PNG text that says what a target was made from
+
+
+class UserError(Exception):
+    """Something a person can mend; `main` prints it after `error: ` and exits with code 1."""
+
+
+class LeftOut(Exception):
+    """Why a photo or a face gives no pair; goes to skipped.csv."""
+
+
+def list_some(names: list[str], most: int = 5) -> str:
+    """Return up to `most` names for a message, and how many more there are."""
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def one_line(error: Exception) -> str:
+    """Return the message of an error of somebody else's, without line breaks."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+# ======================================================================================================
+# Looks: the YAML and its checks
+# ======================================================================================================
+
+COLOUR = None
+# What a look may hold: group -> key -> lowest and highest value, or COLOUR. looks.yaml says what each does.
+GROUPS: dict[str, dict[str, tuple[float, float] | None]] = {
+    "skin": {"evening": (0, 1)},
+    "lips": {"colour": COLOUR, "opacity": (0, 1), "gloss": (0, 1)},
+    "lids": {"colour": COLOUR, "inner_colour": COLOUR, "opacity": (0, 1), "height": (0.1, 1),
+             "lower": (0, 1)},
+    "liner": {"colour": COLOUR, "opacity": (0, 1), "thickness": (0, 0.2), "taper": (0, 1), "wing": (0, 0.6),
+              "wing_angle": (0, 60)},
+    "lashes": {"colour": COLOUR, "opacity": (0, 1), "length": (0, 0.4), "lower": (0, 1)},
+    "blush": {"colour": COLOUR, "opacity": (0, 1), "size": (0.3, 2)},
+    "brows": {"colour": COLOUR, "opacity": (0, 1)},
+}  # fmt: skip
+
+
+def find_problem(value: Any, allowed: tuple[float, float] | None) -> str:
+    """Return what is wrong with one value of a look, empty if nothing is."""
+    if allowed is COLOUR:
+        good = isinstance(value, str) and re.fullmatch("#[0-9a-fA-F]{6}", value)
+        return "" if good else f'must be a colour like "#aa3344", in quotes, got {value!r}'
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return f"must be a number, got {value!r}"
+    low, high = allowed
+    return "" if low <= value <= high else f"must be from {low} to {high}, got {value}"
+
+
+def check_keys(found: dict, known: dict, where: str) -> list[str]:
+    """Return a line for every key of `found` that is not in `known`."""
+    lines = []
+    for key in found:
+        if key not in known:
+            close = difflib.get_close_matches(str(key), known, n=1)
+            lines.append(f"{where}.{key}: unknown key" + (f", did you mean {close[0]}?" if close else ""))
+    return lines
+
+
+def check_look(name: str, look: Any) -> list[str]:
+    """Return a line for every problem of one look."""
+    if not isinstance(look, dict):
+        return [f"{name}: must hold groups ({', '.join(GROUPS)}), got {look!r}"]
+    lines = check_keys(look, GROUPS, name)
+    for group, keys in GROUPS.items():
+        values = look.get(group)
+        if group not in look:
+            continue
+        if not isinstance(values, dict):
+            lines.append(f"{name}.{group}: must hold {', '.join(keys)}, got {values!r}")
+            continue
+        lines += check_keys(values, keys, f"{name}.{group}")
+        for key, allowed in keys.items():
+            problem = find_problem(values[key], allowed) if key in values else "is missing"
+            if problem:
+                lines.append(f"{name}.{group}.{key}: {problem}")
+    return lines
+
+
+def load_look(path: Path, name: str) -> dict[str, dict[str, Any]]:
+    """Return one look of a YAML file, as written there.
+
+    Raises:
+        UserError: the file cannot be read, the look is not in it, or a look has a wrong key or value.
+    """
+    try:
+        looks = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"cannot read the looks in {path}: {getattr(error, 'strerror', None) or error}"
+        ) from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not valid YAML: {one_line(error)}") from None
+    if not isinstance(looks, dict) or not looks:
+        raise UserError(f"{path} must hold looks by name, found {type(looks).__name__}")
+    looks = {str(key): look for key, look in looks.items()}
+    if lines := [line for key, look in looks.items() for line in check_look(key, look)]:
+        raise UserError(f"bad looks in {path}:\n  " + "\n  ".join(lines))
+    if name not in looks:
+        close = difflib.get_close_matches(name, looks, n=1)
+        hint = f", did you mean {close[0]}?" if close else ";"
+        raise UserError(f"there is no look {name!r} in {path}{hint} it has: {', '.join(looks)}")
+    return looks[name]
+
+
+def to_linear_look(look: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return a look with its colours as linear light (3,)."""
+    return {
+        group: {
+            key: TO_LINEAR[list(bytes.fromhex(value[1:]))] if isinstance(value, str) else value
+            for key, value in values.items()
+        }
+        for group, values in look.items()
+    }
+
 
 # ======================================================================================================
 # Painting tools
@@ -152,7 +293,7 @@ def find_quad(points: Array) -> Array:
     left, right = (points[list(eye)].mean(0) for eye in DLIB_EYES)
     eyes, across = (left + right) / 2, right - left
     down = points[list(MOUTH_CORNERS)].mean(0) - eyes
-    x = across + (down[1], -down[0])  # the mouth's direction turned by 90 degrees, so both decide the tilt
+    x = across + np.array((down[1], -down[0]))  # so eyes and mouth both decide the tilt
     x *= max(np.hypot(*across) * 2.0, np.hypot(*down) * 1.8) / max(np.hypot(*x), 1e-6)
     y = np.array((-x[1], x[0]))
     centre = eyes + 0.1 * down
@@ -313,7 +454,9 @@ def even_skin(canvas: Array, face: Face, group: Colours) -> None:
     for side in (0, 1):
         keep_out.append(np.concatenate((face.take(UPPER_LID[side]), face.take(LOWER_LID[side])[::-1])))
         keep_out.append(np.concatenate((face.take(BROW_TOP[side]), face.take(BROW_BASE[side])[::-1])))
-    inside = soften(draw([oval], part), 0.012 * face.unit) * (1.0 - soften(draw(keep_out, part), 0.008 * face.unit))
+    inside = soften(draw([oval], part), 0.012 * face.unit) * (
+        1.0 - soften(draw(keep_out, part), 0.008 * face.unit)
+    )
     weight = np.clip(inside, 0.0, 1.0) * find_skin(face, part)
     patch = np.sqrt(canvas[part])
     fine, coarse = 0.004 * face.unit, 0.022 * face.unit
@@ -395,9 +538,9 @@ def shape_liner(face: Face, eye: Eye, group: Colours) -> Array:
     tip = line[-1] + group["wing"] * eye.width * (-math.cos(angle) * eye.along + math.sin(angle) * eye.up)
     # The upper edge leaves the lid where it starts to fall and sweeps to the tip: a quadratic Bezier.
     start = int(0.72 * len(line))
-    bend = top[start] + (top[start] - top[start - 2]) / max(np.hypot(*(top[start] - top[start - 2])), 1e-6) * (
-        0.55 * float(np.hypot(*(tip - top[start])))
-    )
+    bend = top[start] + (top[start] - top[start - 2]) / max(
+        np.hypot(*(top[start] - top[start - 2])), 1e-6
+    ) * (0.55 * float(np.hypot(*(tip - top[start]))))
     bend = 0.5 * bend + 0.5 * (0.45 * top[start] + 0.55 * tip)
     s = np.linspace(0.0, 1.0, 12)[:, None]
     sweep = (1 - s) ** 2 * top[start] + 2 * s * (1 - s) * bend + s**2 * tip
@@ -450,7 +593,9 @@ def lay_brows(canvas: Array, face: Face, eye: Eye, side: int, group: Colours) ->
     hair = smooth(1.0, 0.5, shade)
     colour = group["colour"] * face.exposure * (0.35 + 0.65 * shade.clip(0.0, 1.5))[..., None]
     # A pencil makes nothing lighter than it was: black brows stay as they are.
-    lay(canvas, eye.part, np.minimum(colour, canvas[eye.part]), group["opacity"] * inside * (0.4 + 0.6 * hair))
+    lay(
+        canvas, eye.part, np.minimum(colour, canvas[eye.part]), group["opacity"] * inside * (0.4 + 0.6 * hair)
+    )
 
 
 def find_lip_colours(face: Face, part: Part) -> Array:
@@ -534,7 +679,7 @@ def put_makeup_on(face: Face, look: dict[str, Colours]) -> Array:
 
 
 def draw_eye_mask(face: Face) -> Array:
-    """Return (H, W) uint8, white over eyes, lids, liner and wing, with soft edges; the same for every look."""
+    """Return (H, W) uint8, white over eyes, lids, liner and wing, soft at the edges, for every look."""
     mask = np.zeros(face.shape, np.float32)
     for side in (0, 1):
         eye = find_eye(face, side)
@@ -549,3 +694,658 @@ def draw_eye_mask(face: Face) -> Array:
         soft = soften(draw([outline], eye.part), 0.008 * face.unit)
         mask[eye.part] = np.maximum(mask[eye.part], soft)
     return (mask.clip(0.0, 1.0) * 255.0 + 0.5).astype(np.uint8)
+
+
+# ======================================================================================================
+# Photos and landmarks
+# ======================================================================================================
+
+MIN_SIDE = 100  # of the FFHQ square in pixels: a smaller face shows no eyeliner
+MAX_TURN = 0.45  # nose's shift from the middle of the eyes, in their distance; about 45 degrees
+MIN_SHARPNESS = 0.08  # 863 sharp portraits have 0.23 to 0.96; blurred by 2 px of 256 they have 0.04 to 0.11
+MAX_FACES = 8
+
+
+def read_photo(data: bytes) -> Image.Image:
+    """Return a photo upright (EXIF), as RGB, as the training reads it: transparency over white, 16 to 8 bits.
+
+    Raises:
+        LeftOut: the file is broken, no image, or too large.
+    """
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise ValueError(f"{image.width} x {image.height} pixels are more than {MAX_PIXELS:,}")
+            image = ImageOps.exif_transpose(image)
+            if image.mode.startswith("I"):
+                grey = (np.asarray(image).astype(np.int64).clip(0, 65535) >> 8).astype(np.uint8)
+                image = Image.fromarray(grey)
+            if image.has_transparency_data:
+                white = Image.new("RGBA", image.size, "white")
+                image = Image.alpha_composite(white, image.convert("RGBA"))
+            return image.convert("RGB")
+    except Exception as error:  # a broken file makes Pillow's decoders raise nearly anything
+        raise LeftOut(f"cannot be read: {one_line(error)}") from None
+
+
+def read_landmarks(data: bytes) -> Array:
+    """Return the landmarks (478, 2) of a photo's json file.
+
+    Raises:
+        LeftOut: it holds no 478 points.
+    """
+    try:
+        points = np.array(json.loads(data)["landmarks"], np.float64)
+    except (ValueError, KeyError, TypeError) as error:
+        raise LeftOut(f"the landmarks beside it cannot be read: {one_line(error)}") from None
+    if points.shape[:1] != (478,) or points.ndim != 2 or points.shape[1] < 2 or not np.isfinite(points).all():
+        raise LeftOut(f"the landmarks beside it must be 478 points [x, y], found shape {points.shape}")
+    return points[:, :2]
+
+
+@contextmanager
+def silence() -> Iterator[None]:
+    """Send what the C++ of MediaPipe writes to stderr into nothing."""
+    sys.stderr.flush()
+    kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nothing)
+
+
+@cache
+def load_mediapipe() -> tuple[Any, Any]:
+    """Return MediaPipe's face detector and face mesh, loaded once a process.
+
+    Raises:
+        UserError: MediaPipe is missing, or a release without its models.
+    """
+    os.environ.setdefault("GLOG_minloglevel", "3")
+    try:
+        with silence():
+            from mediapipe.python.solutions import face_detection, face_mesh
+
+            # Model 1 sees faces that fill a tenth of the picture; model 0, the mesh's own, only large ones.
+            return (
+                face_detection.FaceDetection(model_selection=1, min_detection_confidence=0.5),
+                face_mesh.FaceMesh(static_image_mode=True, max_num_faces=MAX_FACES, refine_landmarks=True),
+            )
+    except Exception as error:
+        raise UserError(
+            f"MediaPipe does not run here ({one_line(error)}); `uv run data/prepare_pairs.py ...` gives "
+            "it an environment of its own, data/README.md says how to do it with pip"
+        ) from None
+
+
+def find_boxes(photo: Image.Image) -> list[Array]:
+    """Return the boxes (4,) of a photo's faces: left, top, right, bottom in pixels."""
+    detector, _ = load_mediapipe()
+    width, height = photo.size
+    side = max(min(width, height) // 2, 1)
+    tiles = [(x, y, x + side, y + side) for y in range(0, height - side + 1, max(side // 2, 1))
+             for x in range(0, width - side + 1, max(side // 2, 1))]  # fmt: skip
+    boxes: list[Array] = []
+    for views in ([(0, 0, width, height)], tiles):
+        for view in views:
+            picture = photo.crop(view)
+            picture.thumbnail((640, 640))
+            with silence():
+                found = detector.process(np.asarray(picture)).detections or []
+            for detection in found:
+                box = detection.location_data.relative_bounding_box
+                low = np.array((box.xmin, box.ymin))
+                corners = np.array((*low, *(low + np.array((box.width, box.height)))))
+                boxes.append(corners * ([view[2] - view[0], view[3] - view[1]] * 2) + (view[:2] * 2))
+        if boxes:
+            break
+    return boxes
+
+
+def find_landmarks(photo: Image.Image) -> list[Array]:
+    """Return the landmarks (478, 2) of every face in a photo, the largest face first."""
+    _, mesh = load_mediapipe()
+    faces: list[Array] = []
+    for box in find_boxes(photo):
+        # The mesh wants a square picture with the face in the middle: two box sides of it.
+        centre, reach = (box[:2] + box[2:]) / 2, max(box[2:] - box[:2])
+        left, top, right, bottom = np.rint([*(centre - reach), *(centre + reach)]).astype(int).tolist()
+        view = photo.crop((left, top, right, bottom))
+        view.thumbnail((640, 640))
+        with silence():
+            found = mesh.process(np.asarray(view)).multi_face_landmarks or []
+        for face in found:
+            points = np.array([(point.x, point.y) for point in face.landmark])
+            points = points * (right - left, bottom - top) + (left, top)
+            # Neighbours see the same face: it counts once.
+            if all(
+                np.hypot(*(points.mean(0) - other.mean(0))) > 0.5 * np.ptp(other[:, 0]) for other in faces
+            ):
+                faces.append(points)
+    return sorted(faces, key=lambda points: -np.ptp(points[:, 0]))
+
+
+def check_face(photo: Image.Image, points: Array) -> None:
+    """Refuse a face that shows too little of the makeup.
+
+    Raises:
+        LeftOut: it is too small, cut off or turned away.
+    """
+    quad = find_quad(points)
+    side = float(np.hypot(*(quad[3] - quad[0])))
+    if side < MIN_SIDE:
+        raise LeftOut(f"too small: the face's square has {side:.0f} px, {MIN_SIDE} are needed")
+    inner = points[[*BARE_SKIN, *LIPS_OUTER, *UPPER_LID[0], *UPPER_LID[1]]]
+    if (inner < 0).any() or (inner > photo.size).any():
+        raise LeftOut("cut off: eyes, mouth or cheeks lie outside the picture")
+    left, right = points[UPPER_LID[0][0]], points[UPPER_LID[1][0]]
+    across = right - left
+    turn = abs((points[1] - (left + right) / 2) @ across) / max(across @ across, 1e-6)
+    if turn > MAX_TURN:
+        raise LeftOut(
+            f"turned away: the nose lies {turn:.2f} eye distances beside the middle, {MAX_TURN} at most"
+        )
+
+
+def check_sharpness(picture: Image.Image, points: Array) -> None:
+    """Refuse an aligned face that is blurred: edges of a pixel width at 256 px, relative to its contrast.
+
+    Raises:
+        LeftOut: it is blurred.
+    """
+    grey = np.asarray(picture.convert("L").resize((256, 256), Image.Resampling.LANCZOS), np.float32)
+    part = window(points * 256 / picture.width, 0, (254, 254))
+    around = grey[:-2, 1:-1] + grey[2:, 1:-1] + grey[1:-1, :-2] + grey[1:-1, 2:]
+    edges = (4 * grey[1:-1, 1:-1] - around)[part]
+    sharpness = float(np.sqrt((edges**2).mean()) / max(grey[part].std(), 1e-3))
+    if sharpness < MIN_SHARPNESS:
+        raise LeftOut(f"blurred: sharpness {sharpness:.3f}, {MIN_SHARPNESS} is needed")
+
+
+# ======================================================================================================
+# Alignment as in FFHQ
+# ======================================================================================================
+
+SAME_SQUARE = 0.03  # a picture this near to its face's FFHQ square, in its width, is aligned already
+
+
+def pad_mirrored(pixels: Array, pad: tuple[int, int, int, int], side: float) -> Array:
+    """Return a picture with mirrored borders that get blurred and pale outwards.
+
+    Args:
+        pixels: (H, W, 3) uint8.
+        pad: Pixels to add left, top, right and bottom.
+        side: Of the face's square in pixels; the blur is 0.02 of it.
+
+    Source: NVlabs/ffhq-dataset, `recreate_aligned_images`.
+    """
+    left, top, right, bottom = pad
+    image = np.pad(pixels.astype(np.float32), ((top, bottom), (left, right), (0, 0)), "reflect")
+    height, width = image.shape[:2]
+    y, x = np.ogrid[:height, :width]
+    across = np.minimum(x / left, (width - 1 - x) / right)
+    down = np.minimum(y / top, (height - 1 - y) / bottom)
+    outside = (1.0 - np.minimum(across, down))[..., None]
+    blurred = np.stack([soften(image[..., channel], 0.02 * side) for channel in range(3)], axis=2)
+    image += (blurred - image) * np.clip(3.0 * outside + 1.0, 0.0, 1.0)
+    image += (np.median(image, axis=(0, 1)) - image) * np.clip(outside, 0.0, 1.0)
+    return np.rint(image.clip(0, 255)).astype(np.uint8)
+
+
+def align(photo: Image.Image, points: Array, size: int) -> tuple[Image.Image, Array]:
+    """Return the face's FFHQ square as a picture of `size` pixels, and the landmarks (478, 2) in it.
+
+    A picture that is this square already, to `SAME_SQUARE` of its width, is only resized: to align it again
+    would soften it and give it mirrored borders.
+    """
+    quad = find_quad(points)
+    width, height = photo.size
+    own = np.array(((0, 0), (0, height), (width, height), (width, 0)))
+    if width == height and np.abs(quad - own).max() <= SAME_SQUARE * width:
+        picture = photo if width == size else photo.resize((size, size), Image.Resampling.LANCZOS)
+        return picture, points * size / width
+    across = quad[3] - quad[0]
+    side = float(np.hypot(*across))
+    frame = np.stack((across, (-across[1], across[0])), axis=1) / side
+    aligned = (points - quad[0]) @ frame * size / side
+    # Cut out the square with a border, so that what follows is cheap on large photos.
+    border = max(round(0.1 * side), 3)
+    low = np.floor(quad.min(0)).astype(int) - border
+    high = np.ceil(quad.max(0)).astype(int) + border
+    box = (max(low[0], 0), max(low[1], 0), min(high[0], width), min(high[1], height))
+    photo, quad = photo.crop(box), quad - box[:2]
+    if (shrink := int(side / size * 0.5)) > 1:
+        photo, quad, side = photo.reduce(shrink), quad / shrink, side / shrink
+        border = max(round(0.1 * side), 3)
+    low, high = np.floor(quad.min(0)).astype(int), np.ceil(quad.max(0)).astype(int)
+    lacking = np.maximum((*-low, *(high - photo.size)), -border) + border
+    if lacking.max() > border - 4:
+        pad = np.maximum(lacking, round(0.3 * side))
+        photo = Image.fromarray(pad_mirrored(np.asarray(photo), tuple(pad.tolist()), side))
+        quad = quad + pad[:2]
+    fine = math.ceil(side / size)  # then averaged: the transform alone would skip pixels
+    picture = photo.transform(
+        (size * fine, size * fine), Image.Transform.QUAD, quad.flatten().tolist(), Image.Resampling.BICUBIC
+    )
+    return picture.reduce(fine), aligned
+
+
+# ======================================================================================================
+# Pairs and their files
+# ======================================================================================================
+
+
+@dataclass(frozen=True)
+class Job:
+    """One photo and what to do with it; goes to a worker process.
+
+    Attributes:
+        settings: What the pairs depend on besides the photo and its landmarks, as text.
+        taken: Names that further faces must not get: other photos have them.
+    """
+
+    photo: Path
+    out: Path
+    look: dict[str, dict[str, Any]]
+    size: int
+    settings: str = ""
+    taken: frozenset[str] = frozenset()
+
+
+@dataclass
+class Result:
+    """What came of a photo: the names of its pairs, and what was left out, (file, reason)."""
+
+    names: list[str]
+    left_out: list[tuple[str, str]]
+    was_there: bool = False
+
+
+def save_png(path: Path, picture: Image.Image, text: str = "") -> None:
+    """Write a PNG whole or not at all: beside it under a hidden name, then renamed."""
+    info = PngImagePlugin.PngInfo()
+    if text:
+        info.add_text(MARK, text)
+    hidden = path.with_name(f".{path.name}.partial")
+    with hidden.open("wb") as file:
+        picture.save(file, "PNG", compress_level=1, pnginfo=info)
+    hidden.replace(path)
+
+
+def read_mark(path: Path) -> dict[str, Any] | None:
+    """Return what the PNG at `path` was made from, None if it says nothing or is not there."""
+    try:
+        with Image.open(path) as image:
+            return json.loads(image.info[MARK])
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def find_finished(job: Job, fingerprint: str) -> Result | None:
+    """Return the earlier result of a photo if all its pairs are there and nothing has changed since."""
+    mark = read_mark(job.out / "target" / f"{job.photo.stem}.png")
+    if mark is None or mark["made_from"] != fingerprint:
+        return None
+    files = (job.out / kind / f"{name}.png" for name in mark["names"] for kind in KINDS)
+    if not all(file.is_file() for file in files):
+        return None
+    return Result(mark["names"], [tuple(row) for row in mark["left_out"]], was_there=True)
+
+
+def find_faces(job: Job, photo: Image.Image, landmarks: bytes | None) -> list[Array]:
+    """Return the landmarks (478, 2) of the photo's faces, from the json file or from MediaPipe.
+
+    Raises:
+        LeftOut: there is none.
+    """
+    faces = [read_landmarks(landmarks)] if landmarks is not None else find_landmarks(photo)
+    if not faces:
+        raise LeftOut("no face found")
+    return faces
+
+
+def make_pairs(job: Job) -> Result:
+    """Make and write the pairs of one photo, unless they are there.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    beside, name = job.photo.with_suffix(".json"), job.photo.name
+    try:
+        data = job.photo.read_bytes()
+        landmarks = beside.read_bytes() if beside.is_file() else None
+    except OSError as error:
+        return Result([], [(name, f"cannot be read: {error.strerror}")])
+    fingerprint = hashlib.sha256(job.settings.encode() + data + (landmarks or b"")).hexdigest()[:16]
+    if finished := find_finished(job, fingerprint):
+        return finished
+    left_out, pairs = [], []
+    try:
+        photo = read_photo(data)
+        faces = find_faces(job, photo, landmarks)
+    except LeftOut as reason:
+        return Result([], [(name, str(reason))])
+    look = to_linear_look(job.look)
+    for number, points in enumerate(faces, start=1):
+        try:
+            check_face(photo, points)
+            picture, aligned = align(photo, points, job.size)
+            check_sharpness(picture, aligned)
+            pair_name = job.photo.stem + (f"_{len(pairs) + 1}" if pairs else "")
+            if pair_name in job.taken:
+                raise LeftOut(f"its pair would be named {pair_name}, and so is another photo")
+            face = Face(np.asarray(picture), aligned)
+            made = Image.fromarray(put_makeup_on(face, look))
+            pairs.append((pair_name, picture, made, Image.fromarray(draw_eye_mask(face))))
+        except LeftOut as reason:
+            left_out.append((name, f"face {number}: {reason}" if len(faces) > 1 else str(reason)))
+    result = Result([pair[0] for pair in pairs], left_out)
+    mark = {"made_from": fingerprint, "names": result.names, "left_out": left_out}
+    # The first pair's target comes last of all: where it is, the photo is finished.
+    for pair_name, source, target, eye_mask in reversed(pairs):
+        save_png(job.out / "source" / f"{pair_name}.png", source)
+        save_png(job.out / "eye_mask" / f"{pair_name}.png", eye_mask)
+        save_png(job.out / "target" / f"{pair_name}.png", target, json.dumps(mark))
+    return result
+
+
+def add_mask(job: Job) -> Result:
+    """Write the eye mask of one source picture as it is, without aligning; all its faces count.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    beside, name = job.photo.with_suffix(".json"), job.photo.name
+    try:
+        photo = read_photo(job.photo.read_bytes())
+        faces = find_faces(job, photo, beside.read_bytes() if beside.is_file() else None)
+    except LeftOut as reason:
+        return Result([], [(name, str(reason))])
+    except OSError as error:
+        return Result([], [(name, f"cannot be read: {error.strerror}")])
+    masks = [draw_eye_mask(Face(np.asarray(photo), points)) for points in faces]
+    save_png(job.out / "eye_mask" / f"{job.photo.stem}.png", Image.fromarray(np.max(masks, axis=0)))
+    return Result([job.photo.stem], [])
+
+
+# ======================================================================================================
+# A folder of photos
+# ======================================================================================================
+
+
+def list_photos(folder: Path) -> list[Path]:
+    """Return the images of a folder sorted by name; other and hidden files are passed over.
+
+    Raises:
+        UserError: the folder cannot be listed, holds no images, or two of one stem.
+    """
+    try:
+        paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+    except OSError as error:
+        raise UserError(f"cannot list {folder}: {error.strerror}") from None
+    photos: dict[str, Path] = {}
+    for path in paths:
+        if path.name.startswith("."):
+            continue
+        if path.stem in photos:
+            raise UserError(
+                f"{folder} has two images of one name: {photos[path.stem].name} and {path.name}; rename one"
+            )
+        photos[path.stem] = path
+    if not photos:
+        raise UserError(f"{folder} holds no images ({' '.join(sorted(IMAGE_SUFFIXES))})")
+    return list(photos.values())
+
+
+def check_mediapipe(photos: list[Path]) -> None:
+    """Refuse to start where photos have no landmarks beside them and nothing can find any.
+
+    Raises:
+        UserError: MediaPipe is not installed.
+    """
+    lacking = [path.name for path in photos if not path.with_suffix(".json").is_file()]
+    if lacking and importlib.util.find_spec("mediapipe") is None:
+        raise UserError(
+            f"{len(lacking):,} of {len(photos):,} photos have no landmarks (NAME.json) beside them "
+            f"({list_some(lacking, 2)}), and MediaPipe is not installed in this Python: start it with "
+            "`uv run data/prepare_pairs.py ...`, or see data/README.md for pip"
+        )
+
+
+def run_jobs(task: Callable[[Job], Result], jobs: list[Job], workers: int, label: str) -> list[Result]:
+    """Return the results of all jobs in their order; they do not depend on the number of processes.
+
+    Raises:
+        UserError: a worker died.
+    """
+    bar = partial(tqdm, total=len(jobs), unit="photo", desc=label, disable=None)
+    if workers == 1:
+        return list(bar(map(task, jobs)))
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the workers: one a core is enough
+    # "spawn" works alike on every system. Ctrl-C is for this process alone, which then stops the workers.
+    with ProcessPoolExecutor(
+        workers, multiprocessing.get_context("spawn"), signal.signal, (signal.SIGINT, signal.SIG_IGN)
+    ) as pool:
+        try:
+            return list(bar(pool.map(task, jobs, chunksize=4)))
+        except BrokenProcessPool:
+            raise UserError(
+                "a worker process was ended from outside (out of memory?); the same command goes on, "
+                "with fewer --workers it needs less memory"
+            ) from None
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def make_folders(out: Path, kinds: tuple[str, ...]) -> None:
+    """Make the output folders and remove what a killed run left half-written."""
+    for kind in kinds:
+        (out / kind).mkdir(parents=True, exist_ok=True)
+        for path in (out / kind).glob(".*.partial"):
+            path.unlink()
+
+
+def check_targets(out: Path) -> None:
+    """Refuse a folder with pairs of somebody else's, which would be overwritten or mixed in.
+
+    Raises:
+        UserError: names some of them.
+    """
+    for kind in ("target", "source"):
+        if (out / kind).is_dir():
+            paths = [path for path in sorted((out / kind).iterdir()) if not path.name.startswith(".")]
+            if others := [
+                path.name for path in paths if read_mark(out / "target" / f"{path.stem}.png") is None
+            ]:
+                if kind == "source":  # a run that was stopped between a source and its target
+                    continue
+                raise UserError(
+                    f"{out / kind} holds pictures that this tool did not make: {list_some(others)}; "
+                    "choose another folder with --out"
+                )
+
+
+def save_report(folder: Path, results: list[Result]) -> int:
+    """Write skipped.csv, with a header alone if nothing was left out; return its number of rows."""
+    rows = [row for result in results for row in result.left_out]
+    hidden = folder / ".skipped.csv.partial"
+    with hidden.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file, lineterminator="\n").writerows([("file", "reason"), *rows])
+    hidden.replace(folder / "skipped.csv")
+    return len(rows)
+
+
+def save_preview(out: Path, names: list[str], columns: int = 3, rows: int = 4, side: int = 224) -> None:
+    """Write preview.png: pairs from all over the folder, bare and made up side by side."""
+    count = min(len(names), columns * rows)
+    chosen = [names[index * len(names) // count] for index in range(count)]
+    columns = min(columns, count)
+    sheet = Image.new(
+        "RGB", (columns * (2 * side + 8) - 8, math.ceil(count / columns) * (side + 8) - 8), "white"
+    )
+    for index, name in enumerate(chosen):
+        for half, kind in enumerate(("source", "target")):
+            with Image.open(out / kind / f"{name}.png") as picture:
+                small = picture.resize((side, side), Image.Resampling.LANCZOS)
+            sheet.paste(
+                small, (index % columns * (2 * side + 8) + half * side, index // columns * (side + 8))
+            )
+    save_png(out / "preview.png", sheet)
+
+
+def explain_left_out(results: list[Result]) -> str:
+    """Return the commonest reasons for leaving photos out, for a message."""
+    reasons = [
+        re.sub(r"face \d+: ", "", reason).split(":")[0] for result in results for _, reason in result.left_out
+    ]
+    counts = sorted(((reasons.count(reason), reason) for reason in set(reasons)), reverse=True)
+    return ", ".join(f"{count:,} {reason}" for count, reason in counts[:4])
+
+
+# ======================================================================================================
+# Command line
+# ======================================================================================================
+
+
+class Parser(argparse.ArgumentParser):
+    """Reports what is wrong with a command line like every other error of the program."""
+
+    def error(self, message: str) -> None:
+        """Raise UserError instead of printing the usage and exiting with code 2."""
+        raise UserError(f"{message}; see --help")
+
+
+def parse_flags(argv: list[str]) -> argparse.Namespace:
+    """Return the checked flags.
+
+    Raises:
+        UserError: a flag is unknown, out of range or missing.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    parser = Parser(
+        description=__doc__.split("\n")[0], allow_abbrev=False, epilog="data/README.md says more."
+    )
+    parser.add_argument("photos", type=Path, nargs="?", metavar="PHOTOS", help="folder of photos")
+    parser.add_argument("--look", default="evening", help="name of a look (default: %(default)s)")
+    parser.add_argument(
+        "--looks", type=Path, default=HERE / "looks.yaml", help="file of looks (default: data/looks.yaml)"
+    )
+    parser.add_argument("--out", type=Path, help="folder for the pairs (default: data/LOOK)")
+    parser.add_argument(
+        "--size", type=int, default=512, help="pixels, a multiple of 8 (default: %(default)s)"
+    )
+    parser.add_argument("--workers", type=int, default=min(cores, 32), help="processes (default: one a core)")
+    parser.add_argument(
+        "--masks-only", type=Path, metavar="DATA_DIR", help="add eye_mask/ to pairs without it"
+    )
+    flags = parser.parse_args(argv)
+    if flags.size % 8 or not 64 <= flags.size <= 1024:
+        raise UserError(f"--size must be a multiple of 8 from 64 to 1024, got {flags.size}")
+    if not 1 <= flags.workers <= 256:
+        raise UserError(f"--workers must be from 1 to 256, got {flags.workers}")
+    if (flags.photos is None) == (flags.masks_only is None):
+        raise UserError("give either a folder of photos or --masks-only DATA_DIR; see --help")
+    return flags
+
+
+def prepare_pairs(photos: Path, look: str, looks: Path, out: Path, size: int, workers: int) -> str:
+    """Make pairs from a folder of photos; return the last line to print.
+
+    Raises:
+        UserError: names what to mend.
+        OSError: the output folder cannot be written.
+    """
+    started = time.monotonic()
+    groups = load_look(looks, look)
+    paths = list_photos(photos)
+    check_mediapipe(paths)
+    check_targets(out)
+    make_folders(out, KINDS)
+    settings = json.dumps([VERSION, size, groups], sort_keys=True)
+    stems = {path.stem for path in paths}
+    jobs = []
+    for path in paths:
+        taken = stems & {f"{path.stem}_{number}" for number in range(2, MAX_FACES + 1)}
+        jobs.append(Job(path, out, groups, size, settings, frozenset(taken)))
+    results = run_jobs(make_pairs, jobs, min(workers, len(jobs)), f"putting {look} on")
+    lines = save_report(out, results)
+    names = [name for result in results for name in result.names]
+    if not names:
+        raise UserError(
+            f"none of the {len(paths):,} photos gave a pair: {explain_left_out(results)}; "
+            f"see {out / 'skipped.csv'}"
+        )
+    save_preview(out, sorted(names))
+    strays = {path.stem for kind in KINDS for path in (out / kind).glob("*.png")} - set(names)
+    if strays:
+        stray = f"{len(strays):,} pairs in {out} are of no photo of this run: {list_some(sorted(strays))}"
+        print(f"note: {stray}; delete them or choose another --out", file=sys.stderr)
+    seconds = time.monotonic() - started
+    there = sum(len(result.names) for result in results if result.was_there)
+    text = f"{len(names):,} pairs of {size} px ({look}) in {out}, with preview.png and skipped.csv"
+    text += f"; {there:,} of them were there" if there else ""
+    text += f"; left out: {explain_left_out(results)}" if lines else ""
+    return f"{text} ({seconds:.0f} s, {len(paths) / seconds:.1f} photos/s)"
+
+
+def add_masks(data_dir: Path, workers: int) -> str:
+    """Add the missing eye masks to a folder of pairs; return the last line to print.
+
+    Raises:
+        UserError: names what to mend.
+        OSError: the folder cannot be written.
+    """
+    paths = list_photos(data_dir / "source")
+    masks = data_dir / "eye_mask"
+    have = (
+        {path.stem for path in masks.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES}
+        if masks.is_dir()
+        else set()
+    )
+    lacking = [path for path in paths if path.stem not in have]
+    if not lacking:
+        return f"all {len(paths):,} pairs in {data_dir} have their eye masks already"
+    check_mediapipe(lacking)
+    make_folders(data_dir, ("eye_mask",))
+    jobs = [Job(path, data_dir, {}, 0) for path in lacking]
+    results = run_jobs(add_mask, jobs, min(workers, len(jobs)), "drawing eye masks")
+    lines = save_report(data_dir, results)
+    made = len(lacking) - lines
+    if not made:
+        reasons = explain_left_out(results)
+        raise UserError(f"none of the {len(lacking):,} pictures gave an eye mask: {reasons}")
+    text = f"{made:,} eye masks added to {masks}"
+    return text + (
+        f"; left out: {explain_left_out(results)}, see {data_dir / 'skipped.csv'}" if lines else ""
+    )
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; return the exit code."""
+    out: Path | None = None
+    try:
+        flags = parse_flags(sys.argv[1:] if argv is None else argv)
+        if flags.masks_only:
+            out = flags.masks_only
+            print(add_masks(out, flags.workers))
+        else:
+            out = flags.out or HERE / flags.look
+            print(prepare_pairs(flags.photos, flags.look, flags.looks, out, flags.size, flags.workers))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"error: cannot write {error.filename or out}: {error.strerror or error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("stopped; what is finished stays, the same command goes on", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
