@@ -45,10 +45,9 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
 from pathlib import Path
@@ -349,6 +348,22 @@ class Face:
         patch = self.light[part].reshape(-1, 3)
         return patch.mean(0) if len(patch) else np.full(3, 0.2, np.float32)
 
+    @cached_property
+    def likeness(self) -> Array:
+        """How much each pixel (H, W) looks like the face's own skin, 0 to 1.
+
+        Hair, glasses and beard differ in hue or are much darker; a shadow on the cheek is not that dark.
+        """
+        step = max(round(self.unit / 200), 1)  # a soft mask needs no more than 200 pixels
+        small = np.asarray(Image.fromarray(self.picture).reduce(step))
+        patch, skin = np.sqrt(TO_LINEAR[small]), np.sqrt(self.skin)  # roughly as the eye sees it
+        level, reference = patch.mean(2) + 0.02, skin.mean() + 0.02
+        hue = patch / level[..., None] - skin / reference
+        darker = np.square(np.log(np.minimum(level / reference, 1.0)) / 0.62)
+        mask = np.exp(-np.square(hue).sum(2) / 0.22**2 - darker * darker)
+        full = Image.fromarray(mask.astype(np.float32)).resize(self.shape[::-1], Image.Resampling.BILINEAR)
+        return np.asarray(full)
+
     def take(self, indices: tuple[int, ...]) -> Array:
         """Return landmarks (N, 2)."""
         return self.points[list(indices)]
@@ -433,19 +448,6 @@ def lay_pigment(canvas: Array, face: Face, part: Part, colour: Array, alpha: Arr
     lay(canvas, part, painted, alpha * (1.0 - 0.8 * glint))
 
 
-def find_skin(face: Face, part: Part) -> Array:
-    """Return how much each pixel of a part looks like the face's own skin, 0 to 1.
-
-    Hair, glasses and beard differ in hue or are much darker; a shadow on the cheek is not that dark.
-    """
-    patch = np.sqrt(face.light[part])  # roughly as the eye sees it
-    skin = np.sqrt(face.skin)
-    level, reference = patch.mean(2) + 0.02, float(skin.mean()) + 0.02
-    hue = patch / level[..., None] - skin / reference
-    distance = (hue * hue).sum(2) / 0.22**2 + (np.log(level / reference).clip(-9, 0) / 0.62) ** 4
-    return np.exp(-distance)
-
-
 def even_skin(canvas: Array, face: Face, group: Colours) -> None:
     """Fade blotches: soften the band between pores and cheeks where it is faint; strong edges stay."""
     oval = curve(face.take(FACE_OVAL), closed=True, steps=3)
@@ -457,7 +459,7 @@ def even_skin(canvas: Array, face: Face, group: Colours) -> None:
     inside = soften(draw([oval], part), 0.012 * face.unit) * (
         1.0 - soften(draw(keep_out, part), 0.008 * face.unit)
     )
-    weight = np.clip(inside, 0.0, 1.0) * find_skin(face, part)
+    weight = np.clip(inside, 0.0, 1.0) * face.likeness[part]
     patch = np.sqrt(canvas[part])
     fine, coarse = 0.004 * face.unit, 0.022 * face.unit
     spread = soften(weight, coarse).clip(0.02)
@@ -493,7 +495,7 @@ def lay_blush(canvas: Array, face: Face, group: Colours) -> None:
         alpha = np.exp(-(u * u + v * v)) * smooth(5.5, 3.0, u * u + v * v)
         inside = soften(draw([oval], part), 0.02 * face.unit).clip(0.0, 1.0)
         alpha *= group["opacity"] * float(smooth(0.2, 0.7, np.float64(seen)))
-        alpha *= inside * soften(find_skin(face, part), 0.006 * face.unit).clip(0.0, 1.0)
+        alpha *= inside * face.likeness[part]
         shade = shade_of(canvas, part, face.skin @ LUMA)
         lay_pigment(canvas, face, part, group["colour"], alpha, shade)
 
@@ -743,20 +745,6 @@ def read_landmarks(data: bytes) -> Array:
     return points[:, :2]
 
 
-@contextmanager
-def silence() -> Iterator[None]:
-    """Send what the C++ of MediaPipe writes to stderr into nothing."""
-    sys.stderr.flush()
-    kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nothing, 2)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nothing)
-
-
 @cache
 def load_mediapipe() -> tuple[Any, Any]:
     """Return MediaPipe's face detector and face mesh, loaded once a process.
@@ -764,16 +752,16 @@ def load_mediapipe() -> tuple[Any, Any]:
     Raises:
         UserError: MediaPipe is missing, or a release without its models.
     """
-    os.environ.setdefault("GLOG_minloglevel", "3")
+    # Its C++ logs before its log level counts. This is a worker: what matters comes back as a result.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     try:
-        with silence():
-            from mediapipe.python.solutions import face_detection, face_mesh
+        from mediapipe.python.solutions import face_detection, face_mesh
 
-            # Model 1 sees faces that fill a tenth of the picture; model 0, the mesh's own, only large ones.
-            return (
-                face_detection.FaceDetection(model_selection=1, min_detection_confidence=0.5),
-                face_mesh.FaceMesh(static_image_mode=True, max_num_faces=MAX_FACES, refine_landmarks=True),
-            )
+        # Model 1 sees faces that fill a tenth of the picture; model 0, the mesh's own, only large ones.
+        return (
+            face_detection.FaceDetection(model_selection=1, min_detection_confidence=0.5),
+            face_mesh.FaceMesh(static_image_mode=True, max_num_faces=MAX_FACES, refine_landmarks=True),
+        )
     except Exception as error:
         raise UserError(
             f"MediaPipe does not run here ({one_line(error)}); `uv run data/prepare_pairs.py ...` gives "
@@ -793,9 +781,7 @@ def find_boxes(photo: Image.Image) -> list[Array]:
         for view in views:
             picture = photo.crop(view)
             picture.thumbnail((640, 640))
-            with silence():
-                found = detector.process(np.asarray(picture)).detections or []
-            for detection in found:
+            for detection in detector.process(np.asarray(picture)).detections or []:
                 box = detection.location_data.relative_bounding_box
                 low = np.array((box.xmin, box.ymin))
                 corners = np.array((*low, *(low + np.array((box.width, box.height)))))
@@ -815,9 +801,7 @@ def find_landmarks(photo: Image.Image) -> list[Array]:
         left, top, right, bottom = np.rint([*(centre - reach), *(centre + reach)]).astype(int).tolist()
         view = photo.crop((left, top, right, bottom))
         view.thumbnail((640, 640))
-        with silence():
-            found = mesh.process(np.asarray(view)).multi_face_landmarks or []
-        for face in found:
+        for face in mesh.process(np.asarray(view)).multi_face_landmarks or []:
             points = np.array([(point.x, point.y) for point in face.landmark])
             points = points * (right - left, bottom - top) + (left, top)
             # Neighbours see the same face: it counts once.
@@ -971,7 +955,7 @@ def save_png(path: Path, picture: Image.Image, text: str = "") -> None:
         info.add_text(MARK, text)
     hidden = path.with_name(f".{path.name}.partial")
     with hidden.open("wb") as file:
-        picture.save(file, "PNG", compress_level=1, pnginfo=info)
+        picture.save(file, "PNG", compress_level=1, compress_type=3, pnginfo=info)  # RLE: fast and small
     hidden.replace(path)
 
 
@@ -1122,8 +1106,6 @@ def run_jobs(task: Callable[[Job], Result], jobs: list[Job], workers: int, label
         UserError: a worker died.
     """
     bar = partial(tqdm, total=len(jobs), unit="photo", desc=label, disable=None)
-    if workers == 1:
-        return list(bar(map(task, jobs)))
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the workers: one a core is enough
     # "spawn" works alike on every system. Ctrl-C is for this process alone, which then stops the workers.
     with ProcessPoolExecutor(
