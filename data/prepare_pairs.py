@@ -769,46 +769,48 @@ def load_mediapipe() -> tuple[Any, Any]:
         ) from None
 
 
-def find_boxes(photo: Image.Image) -> list[Array]:
-    """Return the boxes (4,) of a photo's faces: left, top, right, bottom in pixels."""
+def find_views(photo: Image.Image, areas: list[tuple[int, int, int, int]]) -> list[tuple[int, int, int, int]]:
+    """Return a square around every face that the detector sees in some areas of a photo, two faces wide."""
     detector, _ = load_mediapipe()
-    width, height = photo.size
-    side = max(min(width, height) // 2, 1)
-    tiles = [(x, y, x + side, y + side) for y in range(0, height - side + 1, max(side // 2, 1))
-             for x in range(0, width - side + 1, max(side // 2, 1))]  # fmt: skip
-    boxes: list[Array] = []
-    for views in ([(0, 0, width, height)], tiles):
-        for view in views:
-            picture = photo.crop(view)
-            picture.thumbnail((640, 640))
-            for detection in detector.process(np.asarray(picture)).detections or []:
-                box = detection.location_data.relative_bounding_box
-                low = np.array((box.xmin, box.ymin))
-                corners = np.array((*low, *(low + np.array((box.width, box.height)))))
-                boxes.append(corners * ([view[2] - view[0], view[3] - view[1]] * 2) + (view[:2] * 2))
-        if boxes:
-            break
-    return boxes
+    views = []
+    for area in areas:
+        picture = photo.crop(area)
+        picture.thumbnail((640, 640))
+        scale = np.array((area[2] - area[0], area[3] - area[1]))
+        for detection in detector.process(np.asarray(picture)).detections or []:
+            box = detection.location_data.relative_bounding_box
+            centre = np.array((box.xmin + box.width / 2, box.ymin + box.height / 2)) * scale + area[:2]
+            reach = max(box.width * scale[0], box.height * scale[1])
+            views.append(tuple(np.rint((*(centre - reach), *(centre + reach))).astype(int).tolist()))
+    return views
 
 
 def find_landmarks(photo: Image.Image) -> list[Array]:
     """Return the landmarks (478, 2) of every face in a photo, the largest face first."""
     _, mesh = load_mediapipe()
+    (width, height), side = photo.size, max(photo.size)
+    half = max(min(width, height) // 2, 1)
+    tiles = [(x, y, x + half, y + half) for y in range(0, height - half // 2, half // 2 + 1)
+             for x in range(0, width - half // 2, half // 2 + 1)]  # fmt: skip
     faces: list[Array] = []
-    for box in find_boxes(photo):
-        # The mesh wants a square picture with the face in the middle: two box sides of it.
-        centre, reach = (box[:2] + box[2:]) / 2, max(box[2:] - box[:2])
-        left, top, right, bottom = np.rint([*(centre - reach), *(centre + reach)]).astype(int).tolist()
-        view = photo.crop((left, top, right, bottom))
-        view.thumbnail((640, 640))
-        for face in mesh.process(np.asarray(view)).multi_face_landmarks or []:
-            points = np.array([(point.x, point.y) for point in face.landmark])
-            points = points * (right - left, bottom - top) + (left, top)
-            # Neighbours see the same face: it counts once.
-            if all(
-                np.hypot(*(points.mean(0) - other.mean(0))) > 0.5 * np.ptp(other[:, 0]) for other in faces
-            ):
-                faces.append(points)
+    # The detector misses faces that fill the picture, which the mesh finds, and small ones, hence the tiles.
+    for look_up in (
+        lambda: find_views(photo, [(0, 0, width, height)]),
+        lambda: [(0, 0, side, side)],
+        lambda: find_views(photo, tiles),
+    ):
+        for view in look_up():
+            picture = photo.crop(view)
+            picture.thumbnail((640, 640))
+            for face in mesh.process(np.asarray(picture)).multi_face_landmarks or []:
+                points = np.array([(point.x, point.y) for point in face.landmark])
+                points = points * (view[2] - view[0]) + view[:2]
+                # Neighbouring views show the same face: it counts once.
+                apart = [np.hypot(*(points.mean(0) - other.mean(0))) / np.ptp(other[:, 0]) for other in faces]
+                if min(apart, default=1.0) > 0.5:
+                    faces.append(points)
+        if faces:
+            break
     return sorted(faces, key=lambda points: -np.ptp(points[:, 0]))
 
 
