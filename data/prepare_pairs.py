@@ -65,7 +65,7 @@ KINDS = ("source", "target", "eye_mask")
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 MAX_PIXELS = 2**26  # of a photo; a phone's 48 million pass, a decompression bomb does not
 VERSION = 1  # of the makeup: another number, and the same command makes every pair anew
-MARK = "tinybeauty"  # the PNG text that says what a target was made from
+MARK = "tinybeauty"  # the text in a PNG that says what it was made from
 
 
 class UserError(Exception):
@@ -117,30 +117,24 @@ def find_problem(value: Any, allowed: tuple[float, float] | None) -> str:
     return "" if low <= value <= high else f"must be from {low} to {high}, got {value}"
 
 
-def check_keys(found: dict, known: dict, where: str) -> list[str]:
-    """Return a line for every key of `found` that is not in `known`."""
+def check_keys(found: Any, known: dict[str, Any], where: str) -> tuple[dict[str, Any], list[str]]:
+    """Return the known keys of `found` with their values, and a line for each that is not known."""
+    if not isinstance(found, dict):
+        return {}, [f"{where}: must hold {', '.join(known)}, got {found!r}"]
     lines = []
-    for key in found:
-        if key not in known:
-            close = difflib.get_close_matches(str(key), known, n=1)
-            lines.append(f"{where}.{key}: unknown key" + (f", did you mean {close[0]}?" if close else ""))
-    return lines
+    for key in found.keys() - known.keys():
+        close = difflib.get_close_matches(str(key), known, n=1)
+        lines.append(f"{where}.{key}: unknown key" + (f", did you mean {close[0]}?" if close else ""))
+    return {key: found[key] for key in known if key in found}, sorted(lines)
 
 
 def check_look(name: str, look: Any) -> list[str]:
     """Return a line for every problem of one look."""
-    if not isinstance(look, dict):
-        return [f"{name}: must hold groups ({', '.join(GROUPS)}), got {look!r}"]
-    lines = check_keys(look, GROUPS, name)
-    for group, keys in GROUPS.items():
-        values = look.get(group)
-        if group not in look:
-            continue
-        if not isinstance(values, dict):
-            lines.append(f"{name}.{group}: must hold {', '.join(keys)}, got {values!r}")
-            continue
-        lines += check_keys(values, keys, f"{name}.{group}")
-        for key, allowed in keys.items():
+    groups, lines = check_keys(look, GROUPS, name)
+    for group, given in groups.items():
+        values, unknown = check_keys(given, GROUPS[group], f"{name}.{group}")
+        lines += unknown
+        for key, allowed in GROUPS[group].items() if isinstance(given, dict) else ():
             problem = find_problem(values[key], allowed) if key in values else "is missing"
             if problem:
                 lines.append(f"{name}.{group}.{key}: {problem}")
@@ -156,9 +150,8 @@ def load_look(path: Path, name: str) -> dict[str, dict[str, Any]]:
     try:
         looks = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"cannot read the looks in {path}: {getattr(error, 'strerror', None) or error}"
-        ) from None
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"cannot read the looks in {path}: {reason}") from None
     except yaml.YAMLError as error:
         raise UserError(f"{path} is not valid YAML: {one_line(error)}") from None
     if not isinstance(looks, dict) or not looks:
@@ -456,10 +449,9 @@ def even_skin(canvas: Array, face: Face, group: Colours) -> None:
     for side in (0, 1):
         keep_out.append(np.concatenate((face.take(UPPER_LID[side]), face.take(LOWER_LID[side])[::-1])))
         keep_out.append(np.concatenate((face.take(BROW_TOP[side]), face.take(BROW_BASE[side])[::-1])))
-    inside = soften(draw([oval], part), 0.012 * face.unit) * (
-        1.0 - soften(draw(keep_out, part), 0.008 * face.unit)
-    )
-    weight = np.clip(inside, 0.0, 1.0) * face.likeness[part]
+    inside = soften(draw([oval], part), 0.012 * face.unit).clip(0.0, 1.0)
+    outside = soften(draw(keep_out, part), 0.008 * face.unit).clip(0.0, 1.0)
+    weight = inside * (1.0 - outside) * face.likeness[part]
     patch = np.sqrt(canvas[part])
     fine, coarse = 0.004 * face.unit, 0.022 * face.unit
     spread = soften(weight, coarse).clip(0.02)
@@ -491,8 +483,8 @@ def lay_blush(canvas: Array, face: Face, group: Colours) -> None:
         part = window(centre[None], 2.4 * long, face.shape)
         x, y = pixel_centres(part)
         x, y = x - centre[0], y - centre[1]
-        u, v = (x * axis[0] + y * axis[1]) / long, (y * axis[0] - x * axis[1]) / short
-        alpha = np.exp(-(u * u + v * v)) * smooth(5.5, 3.0, u * u + v * v)
+        far = ((x * axis[0] + y * axis[1]) / long) ** 2 + ((y * axis[0] - x * axis[1]) / short) ** 2
+        alpha = np.exp(-far) * smooth(5.5, 3.0, far)
         inside = soften(draw([oval], part), 0.02 * face.unit).clip(0.0, 1.0)
         alpha *= group["opacity"] * float(smooth(0.2, 0.7, np.float64(seen)))
         alpha *= inside * face.likeness[part]
@@ -540,10 +532,9 @@ def shape_liner(face: Face, eye: Eye, group: Colours) -> Array:
     tip = line[-1] + group["wing"] * eye.width * (-math.cos(angle) * eye.along + math.sin(angle) * eye.up)
     # The upper edge leaves the lid where it starts to fall and sweeps to the tip: a quadratic Bezier.
     start = int(0.72 * len(line))
-    bend = top[start] + (top[start] - top[start - 2]) / max(
-        np.hypot(*(top[start] - top[start - 2])), 1e-6
-    ) * (0.55 * float(np.hypot(*(tip - top[start]))))
-    bend = 0.5 * bend + 0.5 * (0.45 * top[start] + 0.55 * tip)
+    heading = top[start] - top[start - 2]
+    heading = heading / max(np.hypot(*heading), 1e-6) * np.hypot(*(tip - top[start]))
+    bend = 0.5 * (top[start] + 0.55 * heading) + 0.5 * (0.45 * top[start] + 0.55 * tip)
     s = np.linspace(0.0, 1.0, 12)[:, None]
     sweep = (1 - s) ** 2 * top[start] + 2 * s * (1 - s) * bend + s**2 * tip
     return np.concatenate((base, sweep[::-1], top[:start][::-1]))
@@ -595,9 +586,8 @@ def lay_brows(canvas: Array, face: Face, eye: Eye, side: int, group: Colours) ->
     hair = smooth(1.0, 0.5, shade)
     colour = group["colour"] * face.exposure * (0.35 + 0.65 * shade.clip(0.0, 1.5))[..., None]
     # A pencil makes nothing lighter than it was: black brows stay as they are.
-    lay(
-        canvas, eye.part, np.minimum(colour, canvas[eye.part]), group["opacity"] * inside * (0.4 + 0.6 * hair)
-    )
+    alpha = group["opacity"] * inside * (0.4 + 0.6 * hair)
+    lay(canvas, eye.part, np.minimum(colour, canvas[eye.part]), alpha)
 
 
 def find_lip_colours(face: Face, part: Part) -> Array:
@@ -951,11 +941,10 @@ class Result:
     was_there: bool = False
 
 
-def save_png(path: Path, picture: Image.Image, text: str = "") -> None:
+def save_png(path: Path, picture: Image.Image, mark: dict[str, Any]) -> None:
     """Write a PNG whole or not at all: beside it under a hidden name, then renamed."""
     info = PngImagePlugin.PngInfo()
-    if text:
-        info.add_text(MARK, text)
+    info.add_text(MARK, json.dumps(mark))
     hidden = path.with_name(f".{path.name}.partial")
     with hidden.open("wb") as file:
         picture.save(file, "PNG", compress_level=1, compress_type=3, pnginfo=info)  # RLE: fast and small
@@ -973,8 +962,8 @@ def read_mark(path: Path) -> dict[str, Any] | None:
 
 def find_finished(job: Job, fingerprint: str) -> Result | None:
     """Return the earlier result of a photo if all its pairs are there and nothing has changed since."""
-    mark = read_mark(job.out / "target" / f"{job.photo.stem}.png")
-    if mark is None or mark["made_from"] != fingerprint:
+    mark = read_mark(job.out / "target" / f"{job.photo.stem}.png") or {}
+    if mark.get("made_from") != fingerprint:
         return None
     files = (job.out / kind / f"{name}.png" for name in mark["names"] for kind in KINDS)
     if not all(file.is_file() for file in files):
@@ -1033,9 +1022,9 @@ def make_pairs(job: Job) -> Result:
     mark = {"made_from": fingerprint, "names": result.names, "left_out": left_out}
     # The first pair's target comes last of all: where it is, the photo is finished.
     for pair_name, source, target, eye_mask in reversed(pairs):
-        save_png(job.out / "source" / f"{pair_name}.png", source)
-        save_png(job.out / "eye_mask" / f"{pair_name}.png", eye_mask)
-        save_png(job.out / "target" / f"{pair_name}.png", target, json.dumps(mark))
+        save_png(job.out / "source" / f"{pair_name}.png", source, mark)
+        save_png(job.out / "eye_mask" / f"{pair_name}.png", eye_mask, mark)
+        save_png(job.out / "target" / f"{pair_name}.png", target, mark)
     return result
 
 
@@ -1053,8 +1042,12 @@ def add_mask(job: Job) -> Result:
         return Result([], [(name, str(reason))])
     except OSError as error:
         return Result([], [(name, f"cannot be read: {error.strerror}")])
-    masks = [draw_eye_mask(Face(np.asarray(photo), points)) for points in faces]
-    save_png(job.out / "eye_mask" / f"{job.photo.stem}.png", Image.fromarray(np.max(masks, axis=0)))
+    eyes = [index for lid in UPPER_LID for index in lid]
+    inside = [points for points in faces if (points[eyes] >= 0).all() and (points[eyes] <= photo.size).all()]
+    if not inside:
+        return Result([], [(name, "cut off: the eyes lie outside the picture")])
+    masks = [draw_eye_mask(Face(np.asarray(photo), points)) for points in inside]
+    save_png(job.out / "eye_mask" / f"{job.photo.stem}.png", Image.fromarray(np.max(masks, axis=0)), {})
     return Result([job.photo.stem], [])
 
 
@@ -1134,24 +1127,19 @@ def make_folders(out: Path, kinds: tuple[str, ...]) -> None:
             path.unlink()
 
 
-def check_targets(out: Path) -> None:
-    """Refuse a folder with pairs of somebody else's, which would be overwritten or mixed in.
+def check_strangers(out: Path) -> None:
+    """Refuse a folder with pictures of somebody else's: they would be overwritten or mixed in.
 
     Raises:
         UserError: names some of them.
     """
-    for kind in ("target", "source"):
-        if (out / kind).is_dir():
-            paths = [path for path in sorted((out / kind).iterdir()) if not path.name.startswith(".")]
-            if others := [
-                path.name for path in paths if read_mark(out / "target" / f"{path.stem}.png") is None
-            ]:
-                if kind == "source":  # a run that was stopped between a source and its target
-                    continue
-                raise UserError(
-                    f"{out / kind} holds pictures that this tool did not make: {list_some(others)}; "
-                    "choose another folder with --out"
-                )
+    for folder in (out / kind for kind in KINDS):
+        paths = sorted(folder.iterdir()) if folder.is_dir() else []
+        if others := [path.name for path in paths if path.name[0] != "." and read_mark(path) is None]:
+            raise UserError(
+                f"{folder} holds files that this tool did not make: {list_some(others)}; "
+                "choose another folder with --out"
+            )
 
 
 def save_report(folder: Path, results: list[Result]) -> int:
@@ -1179,7 +1167,7 @@ def save_preview(out: Path, names: list[str], columns: int = 3, rows: int = 4, s
             sheet.paste(
                 small, (index % columns * (2 * side + 8) + half * side, index // columns * (side + 8))
             )
-    save_png(out / "preview.png", sheet)
+    save_png(out / "preview.png", sheet, {})
 
 
 def explain_left_out(results: list[Result]) -> str:
@@ -1248,7 +1236,7 @@ def prepare_pairs(photos: Path, look: str, looks: Path, out: Path, size: int, wo
     groups = load_look(looks, look)
     paths = list_photos(photos)
     check_mediapipe(paths)
-    check_targets(out)
+    check_strangers(out)
     make_folders(out, KINDS)
     settings = json.dumps([VERSION, size, groups], sort_keys=True)
     stems = {path.stem for path in paths}
