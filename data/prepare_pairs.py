@@ -541,9 +541,10 @@ def shape_liner(face: Face, eye: Eye, group: Colours) -> Array:
 
 
 def lay_liner(canvas: Array, face: Face, eye: Eye, group: Colours) -> None:
-    """Draw the liner; the eyeball stays free."""
+    """Draw the liner; the eyeball stays free, but for the pale rim between lashes and eyeball."""
     alpha = soften(draw([shape_liner(face, eye, group)], eye.part), 0.0018 * face.unit)
-    alpha = group["opacity"] * alpha.clip(0.0, 1.0) * (1.0 - 0.85 * eye.opening)
+    eyeball = smooth(0.5, 1.0, soften(eye.opening, 0.004 * face.unit))
+    alpha = group["opacity"] * alpha.clip(0.0, 1.0) * (1.0 - eyeball)
     shade = 0.5 + 0.5 * shade_of(canvas, eye.part, face.skin @ LUMA)
     lay(canvas, eye.part, group["colour"] * face.exposure * shade.clip(0, 1.5)[..., None], alpha)
 
@@ -573,8 +574,9 @@ def lay_lashes(canvas: Array, face: Face, eye: Eye, group: Colours) -> None:
     """Draw the lashes of the upper lid, and shorter and fainter ones below."""
     for upper, length in ((True, group["length"]), (False, group["length"] * group["lower"])):
         if length:
-            alpha = group["opacity"] * draw(shape_lashes(face, eye, length, upper), eye.part)
-            alpha = alpha * (1.0 - 0.7 * eye.opening) * (1.0 if upper else 0.6)
+            alpha = soften(draw(shape_lashes(face, eye, length, upper), eye.part), 0.0013 * face.unit)
+            alpha = group["opacity"] * alpha.clip(0.0, 1.0) * (1.0 - 0.7 * eye.opening)
+            alpha = alpha if upper else 0.6 * alpha
             lay(canvas, eye.part, group["colour"] * face.exposure, alpha)
 
 
