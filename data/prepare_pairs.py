@@ -474,7 +474,7 @@ def lay_blush(canvas: Array, face: Face, group: Colours) -> None:
     widths = [float(np.hypot(*(face.points[nose] - face.points[ear]))) for _, _, nose, ear in CHEEK]
     oval = curve(face.take(FACE_OVAL), closed=True, steps=3)
     for (bone, apple, _, ear), width in zip(CHEEK, widths, strict=True):
-        seen = width / max(widths)
+        seen = width / max(*widths, 1e-6)
         centre = 0.62 * face.points[bone] + 0.30 * face.points[apple] + 0.08 * face.points[ear]
         axis = face.points[ear] - face.points[apple]
         axis = axis / max(np.hypot(*axis), 1e-6)
@@ -510,6 +510,7 @@ def lay_lids(canvas: Array, face: Face, eye: Eye, brow: Array, group: Colours) -
     alpha = group["opacity"] * np.maximum(up * along, smudge) * (1.0 - eye.opening)
     deep = np.maximum(smooth(0.62, 0.12, x), 0.8 * smooth(0.30, 0.62, rise / group["height"]))[..., None]
     colour = group["inner_colour"] + (group["colour"] - group["inner_colour"]) * deep
+    colour = colour * min(face.exposure, 1.0) ** 0.4  # a shadow that is lighter than dark skin would be chalk
     shade = shade_of(canvas, eye.part, face.skin @ LUMA)
     lay_pigment(canvas, face, eye.part, colour, alpha, shade)
 
@@ -562,7 +563,7 @@ def shape_lashes(face: Face, eye: Eye, length: float, upper: bool) -> list[Array
         lean = 1.05 - 1.5 * t + 0.12 * math.sin(2.4 * i)
         reach = length * face.eye_width * (1.0 - 0.6 * t) * (0.85 + 0.15 * math.sin(5.1 * i + 1.0))
         out = up - lean * eye.along
-        out = out / np.hypot(*out)
+        out = out / max(np.hypot(*out), 1e-6)
         tip = root + reach * (out + (0.35 if upper else 0.0) * up)  # the upper ones curl up
         spine = (1 - s) ** 2 * root + 2 * s * (1 - s) * (root + 0.6 * reach * out) + s**2 * tip
         side = thin * (1 - s) * (-out[1], out[0])
@@ -1044,11 +1045,10 @@ def add_mask(job: Job) -> Result:
         return Result([], [(name, str(reason))])
     except OSError as error:
         return Result([], [(name, f"cannot be read: {error.strerror}")])
-    eyes = [index for lid in UPPER_LID for index in lid]
-    inside = [points for points in faces if (points[eyes] >= 0).all() and (points[eyes] <= photo.size).all()]
-    if not inside:
-        return Result([], [(name, "cut off: the eyes lie outside the picture")])
-    masks = [draw_eye_mask(Face(np.asarray(photo), points)) for points in inside]
+    eyes = [points[[*UPPER_LID[0], *UPPER_LID[1]]] for points in faces]
+    if any((eye < 0).any() or (eye > photo.size).any() or np.ptp(eye) < 8 for eye in eyes):
+        return Result([], [(name, "cut off or too small: eyes outside the picture or under 8 px apart")])
+    masks = [draw_eye_mask(Face(np.asarray(photo), points)) for points in faces]
     save_png(job.out / "eye_mask" / f"{job.photo.stem}.png", Image.fromarray(np.max(masks, axis=0)), {})
     return Result([job.photo.stem], [])
 

@@ -24,6 +24,7 @@ from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw, ImageFilter
+from scipy import ndimage
 
 from tinybeauty_training import find_pairs
 
@@ -49,7 +50,7 @@ def draw_face(
         pen.polygon([tuple(point) for point in (points[list(indices)] * scale).tolist()], fill=colour)
 
     fill(tool.FACE_OVAL, skin)
-    lips = tuple(int(part * factor) for part, factor in zip(skin, (0.85, 0.6, 0.62), strict=True))
+    lips = tuple(int(part * factor) for part, factor in zip(skin, (0.85, 0.75, 0.77), strict=True))
     fill(tool.LIPS_OUTER, lips)
     fill(tool.LIPS_INNER, (235, 232, 225))
     for side in (0, 1):
@@ -178,7 +179,7 @@ def test_a_second_call_makes_only_what_changed(photos, tmp_path):
     save_photo(mine, "dark.jpg", draw_face(MEAN, (256, 256), SKINS["brown"]), MEAN)
     make(mine, out)
     assert find_changed() == {"dark"}
-    save_photo(mine, "aligned.png", draw_face(MEAN, (256, 256)), MEAN + (1, 0))  # other landmarks
+    save_photo(mine, "aligned.png", draw_face(MEAN, (256, 256)), MEAN + 1.0)  # other landmarks
     make(mine, out)
     assert find_changed() == {"aligned"}
     (out / "eye_mask" / "large.png").unlink()
@@ -352,14 +353,14 @@ def test_it_is_seen_on_every_skin(look, skin):
     assert np.abs(made - bare)[lips].mean() > 6
 
     def redness(image: np.ndarray, where: np.ndarray) -> float:
-        return float((image[where][:, 0] / image[where][:, 1:].mean(1)).mean())
+        return float((image[where][:, 0] - image[where][:, 1:].mean(1)).mean())
 
-    assert redness(made, lips) > 1.05 * redness(bare, lips)
+    assert redness(made, lips) > redness(bare, lips) + 6
     for bone, apple, _, _ in tool.CHEEK:
         spot = mask_of(MEAN, tool.FACE_OVAL, 0.08)
         centre = (0.62 * MEAN[bone] + 0.3 * MEAN[apple] + 0.08 * MEAN[bone]).astype(int)
         spot = np.roll(spot, centre - MEAN[list(tool.FACE_OVAL)].mean(0).astype(int), (1, 0))
-        assert redness(made, spot) > 1.03 * redness(bare, spot)
+        assert redness(made, spot) > redness(bare, spot) + 3
         # Not chalky: pigment on dark skin does not lighten it to grey.
         assert made[spot].mean() < 1.25 * bare[spot].mean()
     for lid in (tool.UPPER_LID[0], tool.UPPER_LID[1]):
@@ -372,10 +373,11 @@ def test_light_and_texture_stay():
     light = np.linspace(1.0, 0.55, 256)[None, :, None]
     picture = draw_face(MEAN, (256, 256), texture=7)
     picture = Image.fromarray((np.asarray(picture) * light).astype(np.uint8))
-    made = make_up(picture, MEAN, "bold").astype(float).mean(2)
-    bare = np.asarray(picture).astype(float).mean(2)
+    made = make_up(picture, MEAN, "bold").astype(float)[..., 0]
+    bare = np.asarray(picture).astype(float)[..., 0]
     lips = mask_of(MEAN, tool.LIPS_OUTER, 0.9) & ~mask_of(MEAN, tool.LIPS_INNER, 1.2)
-    assert np.corrcoef(made[lips], bare[lips])[0, 1] > 0.7
+    grain = [image - ndimage.gaussian_filter(image, 1.5) for image in (made, bare)]
+    assert np.corrcoef(grain[0][lips], grain[1][lips])[0, 1] > 0.8
     halves = [made[lips & side].mean() for side in (np.arange(256) < 118, np.arange(256) > 138)]
     assert halves[0] > 1.06 * halves[1]
 
@@ -407,7 +409,7 @@ def test_a_group_that_is_left_out_is_not_put_on():
         regions[group] = (rows.min(), rows.max(), columns.min(), columns.max())
     nose, brow = MEAN[1, 1], MEAN[list(tool.BROW_TOP[0]), 1].min()
     assert regions["lips"][0] > nose
-    assert regions["blush"][0] > MEAN[33, 1] - 5
+    assert regions["blush"][0] > brow
     for group in ("lids", "liner", "lashes", "brows"):
         assert brow - 8 < regions[group][0]
         assert regions[group][1] < nose
@@ -418,9 +420,6 @@ def test_a_cheek_that_turns_away_gets_less():
     turned[:, 0] = 128 + np.where(MEAN[:, 0] < 128, 1.0, 0.35) * (MEAN[:, 0] - 128)
     picture = draw_face(turned, (256, 256), texture=1)
     groups = tool.load_look(LOOKS, "bold")
-    change = np.abs(
-        make_up(picture, turned, {"blush": groups["blush"]}).astype(int) - np.asarray(picture)
-    ).sum()
     change = np.abs(
         make_up(picture, turned, {"blush": groups["blush"]}).astype(int) - np.asarray(picture)
     ).max(2)
@@ -440,15 +439,13 @@ def test_the_looks_that_ship_get_stronger():
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.integers(0, 2**31), st.floats(0, 30), st.sampled_from(["flat", "none", "point"]))
-def test_no_landmarks_break_it(seed, jitter, shape):
+@given(st.integers(0, 2**31), st.floats(0, 30), st.booleans())
+def test_no_landmarks_break_it(seed, jitter, flat):
     """Noise, closed eyes and mouths, points outside: a picture of the same size comes out."""
     points = MEAN + np.random.default_rng(seed).normal(0, jitter, MEAN.shape)
-    if shape == "flat":
+    if flat:
         points[:, 1] = 128.0
-    elif shape == "point":
-        points[:] = (100.0, 90.0)
-    picture = draw_face(MEAN, (256, 256))
+    picture = Image.effect_noise((256, 256), 60).convert("RGB")
     assert make_up(picture, points, "bold").shape == (256, 256, 3)
     assert tool.draw_eye_mask(tool.Face(np.asarray(picture), points)).shape == (256, 256)
 
@@ -487,6 +484,7 @@ def test_masks_are_added_where_there_are_none(tmp_path):
         save_photo(data / "source", f"{name}.png", photo, points)
         save_photo(data / "target", f"{name}.png", photo)
     (data / "source" / "c.png").write_bytes(b"broken")
+    (data / "source" / "c.json").write_text("{}")
     save_photo(data / "eye_mask", "a.png", Image.new("L", (9, 9), 7))
     before = read_files(data)
     run = run_tool("--masks-only", data)
