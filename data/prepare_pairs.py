@@ -329,10 +329,10 @@ class Face:
     def exposure(self) -> float:
         """How bright pigment is here, relative to medium skin in even light.
 
-        A photo does not tell dark skin from little light. The root lies between the two: pigment
-        gets deeper on dark skin, but less so than the skin itself, so it stays in sight.
+        A photo does not tell dark skin from little light. The power lies between the two: on dark skin
+        pigment gets deeper, or it would look like chalk, but less so than the skin, or it would vanish.
         """
-        return float(np.clip((self.skin @ LUMA / 0.30) ** 0.45, 0.35, 1.1))
+        return float(np.clip((self.skin @ LUMA / 0.30) ** 0.6, 0.15, 1.1))
 
     def spot(self, index: int) -> Array:
         """Return the mean linear colour (3,) around a landmark."""
@@ -510,7 +510,6 @@ def lay_lids(canvas: Array, face: Face, eye: Eye, brow: Array, group: Colours) -
     alpha = group["opacity"] * np.maximum(up * along, smudge) * (1.0 - eye.opening)
     deep = np.maximum(smooth(0.62, 0.12, x), 0.8 * smooth(0.30, 0.62, rise / group["height"]))[..., None]
     colour = group["inner_colour"] + (group["colour"] - group["inner_colour"]) * deep
-    colour = colour * min(face.exposure, 1.0) ** 0.4  # a shadow that is lighter than dark skin would be chalk
     shade = shade_of(canvas, eye.part, face.skin @ LUMA)
     lay_pigment(canvas, face, eye.part, colour, alpha, shade)
 
