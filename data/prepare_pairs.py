@@ -967,8 +967,9 @@ def find_finished(job: Job, fingerprint: str) -> Result | None:
     mark = read_mark(job.out / "target" / f"{job.photo.stem}.png") or {}
     if mark.get("made_from") != fingerprint:
         return None
-    files = (job.out / kind / f"{name}.png" for name in mark["names"] for kind in KINDS)
-    if not all(file.is_file() for file in files):
+    # All three: a run with other settings may have been stopped between them.
+    files = [job.out / kind / f"{name}.png" for name in mark["names"] for kind in KINDS]
+    if any((read_mark(file) or {}).get("made_from") != fingerprint for file in files):
         return None
     return Result(mark["names"], [tuple(row) for row in mark["left_out"]], was_there=True)
 
@@ -1237,6 +1238,8 @@ def prepare_pairs(photos: Path, look: str, looks: Path, out: Path, size: int, wo
     groups = load_look(looks, look)
     paths = list_photos(photos)
     check_mediapipe(paths)
+    if out.resolve() == photos.resolve():
+        raise UserError(f"{out} holds the photos; choose another folder for the pairs with --out")
     check_strangers(out)
     make_folders(out, KINDS)
     settings = json.dumps([VERSION, size, groups], sort_keys=True)

@@ -185,6 +185,11 @@ def test_a_second_call_makes_only_what_changed(photos, tmp_path):
     (out / "eye_mask" / "large.png").unlink()
     make(mine, out)
     assert find_changed() == {"large"}
+    make(mine, tmp_path / "other", "--size", 64)  # as if stopped at another size, before the target
+    shutil.copy(tmp_path / "other" / "source" / "dark.png", out / "source" / "dark.png")
+    find_changed()
+    make(mine, out)
+    assert find_changed() == {"dark"}
     for flags in (["--look", "bold"], ["--size", 64]):
         make(mine, out, *flags)
         assert find_changed() == {"aligned", "corner", "dark", "large", "tilted"}
@@ -199,6 +204,25 @@ def test_pairs_of_photos_that_are_gone_are_named(photos, tmp_path):
     assert run.returncode == 0
     assert "note: 1 pairs" in run.stderr
     assert "dark" in run.stderr
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="sends a signal")
+def test_ctrl_c_stops_it_and_the_same_command_goes_on(tmp_path):
+    mine, out = tmp_path / "photos", tmp_path / "out"
+    for number in range(24):
+        save_photo(mine, f"face_{number:02d}.png", draw_face(MEAN, (256, 256), seed=number), MEAN)
+    command = [sys.executable, str(TOOL), str(mine), "--out", str(out), "--workers", "2"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        while not list(out.glob("target/*.png")):
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        stderr = process.communicate(timeout=60)[1]
+    assert process.returncode == 130
+    assert stderr.splitlines()[-1] == "stopped; what is finished stays, the same command goes on"
+    assert "Traceback" not in stderr
+    assert len(list(out.glob("target/*.png"))) < 24
+    assert "of them were there" in make(mine, out, "--size", 512)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="kills a process group")
@@ -597,6 +621,13 @@ def test_pictures_of_somebody_else_are_never_overwritten(photos, tmp_path):
         told = one_error(photos, "--out", out)
         assert told.startswith(f"{out / kind} holds files that this tool did not make: dark.png")
         assert read_files(out) == before
+
+
+def test_the_pairs_go_to_another_folder_than_the_photos(photos):
+    before = read_files(photos)
+    told = one_error(photos, "--out", photos / ".." / photos.name)
+    assert told.endswith("holds the photos; choose another folder for the pairs with --out")
+    assert read_files(photos) == before
 
 
 def test_an_output_folder_that_cannot_be_written(photos, tmp_path):
