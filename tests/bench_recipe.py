@@ -8,6 +8,7 @@ Any key of config.yaml is a flag and holds for all rows. Prints a table in Markd
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -59,15 +60,19 @@ def move_batches(load_batches) -> object:
 
 def main() -> None:
     """Run the benchmark."""
-    flags, _ = program.parse_flags(["--wandb_mode", "disabled", *sys.argv[1:]])
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
+    parser.add_argument("--only", help="names of rows, separated by semicolons")
+    options, rest = parser.parse_known_args()
+    names = options.only.split(";") if options.only else list(RECIPES)
+    flags, _ = program.parse_flags(["--wandb_mode", "disabled", *rest])
     config = program.Config(**flags)
     program.keep_freed_memory()
     train_set, val_set = program.read_data(program.find_data(config), config)
     print(f"\n{config.epochs} epochs, {config.image_size} px, seed {config.seed}, torch {torch.__version__}")
     print("| settings | PSNR | gain | eyes | PSNR without averaging |\n|" + " --- |" * 5, flush=True)
     usual = program.load_batches
-    for name, edits in RECIPES.items():
-        edits = dict(edits)
+    for name in names:
+        edits = dict(RECIPES[name])
         program.load_batches = move_batches(usual) if edits.pop("affine", False) else usual
         scores = train_candidate("this one", config.model_copy(update=edits), train_set, val_set, quiet=True)
         print(

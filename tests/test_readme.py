@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, SMALL
 from PIL import Image
+from test_prepare_pairs import MEAN, draw_face, save_photo
 
 README = ROOT / "README.md"
 DOCUMENTS = sorted(path.relative_to(ROOT) for path in [*ROOT.glob("*.md"), *ROOT.glob("[a-z]*/README.md")])
@@ -53,6 +54,12 @@ def shrink(words: list[str], checkout: Path) -> list[str]:
     """
     if words[:2] == ["python", "tinybeauty_training.py"]:
         return [sys.executable, *words[1:], *SMALL, "--epochs", "1"]
+    if words[:3] == [
+        "uv",
+        "run",
+        "data/prepare_pairs.py",
+    ]:  # with landmarks beside the photos uv is not needed
+        return [sys.executable, *words[2:], "--size", "64"]
     if words[0] == "torchrun":
         return [sys.executable, "-m", "torch.distributed.run", *words[1:], *SMALL, "--epochs", "1"]
     if words[:2] == ["python", "tests/bench_architecture.py"]:
@@ -72,7 +79,7 @@ def shrink(words: list[str], checkout: Path) -> list[str]:
 
 
 def test_every_command_runs(copy_checkout, demo):
-    """In order, in a fresh checkout in which a reader has made `my_pairs` and `my.yaml`."""
+    """In order, in a fresh checkout in which a reader has `my_pairs`, `my_photos` and `my.yaml`."""
     gate = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
     commands = [
         words for words in find_commands(README.read_text(encoding="utf-8")) if not is_set_up(words, gate)
@@ -80,6 +87,8 @@ def test_every_command_runs(copy_checkout, demo):
     assert commands[0] == ["python", "tinybeauty_training.py"]
     checkout = copy_checkout()
     shutil.copytree(demo, checkout / "my_pairs")
+    for seed in range(6):
+        save_photo(checkout / "my_photos", f"{seed}.png", draw_face(MEAN, (256, 256), seed=seed), MEAN)
     shutil.copy(checkout / "config.yaml", checkout / "my.yaml")
     offline = any(words[0] == "wandb" for words in commands)  # the first run is then the one looked at
     for number, words in enumerate(commands):
