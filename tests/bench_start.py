@@ -56,7 +56,7 @@ def main() -> None:
     config = program.Config(**vars(options), wandb_mode="disabled")
     program.keep_freed_memory()
     train_set, val_set = program.read_data(program.find_data(config), config)
-    shown = sorted({1, 2, 5, 10, options.epochs})
+    shown = [epoch for epoch in (1, 2, 5, 10, 15, 20, 50) if epoch <= options.epochs]
     steps = -(-len(train_set) // config.batch_size)
     print(f"gain over doing nothing in dB; {steps} steps an epoch; torch {torch.__version__}")
     print(f"{'start':22s}" + "".join(f"{f'epoch {epoch}':>10s}" for epoch in shown))
