@@ -1414,6 +1414,13 @@ class Run:
             if mean.is_floating_point():  # BatchNorm's counter is none
                 mean.lerp_(value, 1 - decay)
 
+    def pool_statistics(self) -> None:
+        """Average BatchNorm's statistics over the team: each process has seen its own share of the pairs."""
+        for module in [*self.model.modules(), *self.average.modules()] if self.team.size > 1 else ():
+            if isinstance(module, nn.BatchNorm2d):
+                self.team.add(module.running_mean).div_(self.team.size)
+                self.team.add(module.running_var).div_(self.team.size)
+
     @property
     def learning_rate(self) -> float:
         """Adam's at the moment."""
@@ -1599,9 +1606,7 @@ def train_one_epoch(
         if team.add(torch.tensor(stop.signal_number or 0)):
             stop.signal_number = stop.signal_number or signal.SIGTERM
             break
-    for norm in norms if team.size > 1 else ():  # each process has seen its own share
-        team.add(norm.running_mean).div_(team.size)
-        team.add(norm.running_var).div_(team.size)
+    run.pool_statistics()
     progress.sums = {name: team.add(total).item() for name, total in sums.items()}
     weights = sum(weight.detach().abs().sum().item() for weight in run.model.parameters())
     check_finite(progress.sums["loss"] + weights, epoch, config)  # a bad gradient shows in the weights
