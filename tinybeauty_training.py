@@ -275,7 +275,7 @@ class ConvNormReLU(nn.Module):
     """Convolutions of one or several inputs, added up, then BatchNorm and ReLU.
 
     To add up 1x1 convolutions of several inputs is to convolve their concatenation, but nothing is copied:
-    a third of a phone's time, and half of the training time of `dec1`, goes into that copy otherwise.
+    with the copy ONNX Runtime takes a third longer, and `dec1` twice as long to train on a CPU.
 
     BatchNorm divides the size of a weight out again, so these weights may start as small as we like
     without changing what the network computes. They start at 4 to 14 % of PyTorch's default:
