@@ -122,6 +122,7 @@ def stress(kills: int, seed: int, folder: Path, data_dir: Path) -> tuple[int, in
             writing = killed % 2 == 1
             if not kill_at(process, output_dir, rng.uniform(0, 0.8 * seconds), writing):
                 finish(process)
+                seconds *= 0.8  # runs have become faster than the one that was timed: aim earlier
                 break
             killed += 1
             in_writing += writing
