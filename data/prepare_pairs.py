@@ -974,7 +974,7 @@ def find_finished(job: Job, fingerprint: str) -> Result | None:
     return Result(mark["names"], [tuple(row) for row in mark["left_out"]], was_there=True)
 
 
-def find_faces(job: Job, photo: Image.Image, landmarks: bytes | None) -> list[Array]:
+def find_faces(photo: Image.Image, landmarks: bytes | None) -> list[Array]:
     """Return the landmarks (478, 2) of the photo's faces, from the json file or from MediaPipe.
 
     Raises:
@@ -986,27 +986,36 @@ def find_faces(job: Job, photo: Image.Image, landmarks: bytes | None) -> list[Ar
     return faces
 
 
+def read_files(photo: Path) -> tuple[bytes, bytes | None]:
+    """Return the bytes of a photo and of the landmarks beside it, None where there are none.
+
+    Raises:
+        LeftOut: one of the two cannot be read.
+    """
+    beside = photo.with_suffix(".json")
+    try:
+        return photo.read_bytes(), beside.read_bytes() if beside.is_file() else None
+    except OSError as error:
+        raise LeftOut(f"cannot be read: {error.strerror}") from None
+
+
 def make_pairs(job: Job) -> Result:
     """Make and write the pairs of one photo, unless they are there.
 
     Raises:
         OSError: the folder cannot be written.
     """
-    beside, name = job.photo.with_suffix(".json"), job.photo.name
+    name = job.photo.name
     try:
-        data = job.photo.read_bytes()
-        landmarks = beside.read_bytes() if beside.is_file() else None
-    except OSError as error:
-        return Result([], [(name, f"cannot be read: {error.strerror}")])
-    fingerprint = hashlib.sha256(job.settings.encode() + data + (landmarks or b"")).hexdigest()[:16]
-    if finished := find_finished(job, fingerprint):
-        return finished
-    left_out, pairs = [], []
-    try:
+        data, landmarks = read_files(job.photo)
+        fingerprint = hashlib.sha256(job.settings.encode() + data + (landmarks or b"")).hexdigest()[:16]
+        if finished := find_finished(job, fingerprint):
+            return finished
         photo = read_photo(data)
-        faces = find_faces(job, photo, landmarks)
+        faces = find_faces(photo, landmarks)
     except LeftOut as reason:
         return Result([], [(name, str(reason))])
+    left_out, pairs = [], []
     look = to_linear_look(job.look)
     for number, points in enumerate(faces, start=1):
         try:
@@ -1037,14 +1046,13 @@ def add_mask(job: Job) -> Result:
     Raises:
         OSError: the folder cannot be written.
     """
-    beside, name = job.photo.with_suffix(".json"), job.photo.name
+    name = job.photo.name
     try:
-        photo = read_photo(job.photo.read_bytes())
-        faces = find_faces(job, photo, beside.read_bytes() if beside.is_file() else None)
+        data, landmarks = read_files(job.photo)
+        photo = read_photo(data)
+        faces = find_faces(photo, landmarks)
     except LeftOut as reason:
         return Result([], [(name, str(reason))])
-    except OSError as error:
-        return Result([], [(name, f"cannot be read: {error.strerror}")])
     eyes = [points[[*UPPER_LID[0], *UPPER_LID[1]]] for points in faces]
     if any((eye < 0).any() or (eye > photo.size).any() or np.ptp(eye) < 8 for eye in eyes):
         return Result([], [(name, "cut off or too small: eyes outside the picture or under 8 px apart")])

@@ -36,6 +36,7 @@ RECIPES: dict[str, dict[str, float | bool]] = {
     "2e-3, warm-up, small affine moves": FAST | {"affine": True},
     "2e-3, warm-up, eyeliner_weight 0": FAST | {"eyeliner_weight": 0.0},
     "2e-3, warm-up, eyeliner_weight 1": FAST | {"eyeliner_weight": 1.0},
+    "2e-3, warm-up, psnr_weight 1e-3": FAST | {"psnr_weight": 1e-3},
 }
 
 
