@@ -445,10 +445,11 @@ class EyelinerLoss(nn.Module):
 class PSNRLoss(nn.Module):
     """The decibels of PSNR that are missing to 60, the mean over images; 0 for equal ones.
 
-    L1 asks all pixels for the same; this one asks most where the error is largest, on lips and lids, and
-    of an image the more, the smaller its own error is, so that faint makeup on a dark skin counts as well.
+    Half the error is worth the same in every image, so one with a small error gets a large gradient; within
+    an image the gradient is as large as the error. The 60 dB are soft: they keep the loss from falling
+    below 0 and its gradient finite.
 
-    Source: Chen et al., "Simple Baselines for Image Restoration", ECCV 2022, arXiv 2204.04676.
+    Source: Chen et al., "HINet", 2021, arXiv 2105.06086, without that bound.
     """
 
     def forward(self, pred: Tensor, target: Tensor) -> Tensor:
@@ -458,6 +459,7 @@ class PSNRLoss(nn.Module):
 
 
 LOSSES = ("loss", "l1", "eyeliner")
+LOSS_WEIGHTS = {"l1_weight", "eyeliner_weight", "psnr_weight"}
 
 
 class MakeupLoss(nn.Module):
@@ -847,6 +849,8 @@ class MakeupPairs(Dataset):
         taken.checksums = {stem: self.checksums[stem] for stem in taken.stems}
         taken.has_mask, taken.rows = self.has_mask[chosen], self.rows[chosen]
         taken.unchecked = self.unchecked[chosen]
+        if self.on_device is not None:
+            taken.on_device = self.on_device[chosen]
         return taken
 
     def __len__(self) -> int:
@@ -1409,8 +1413,7 @@ class Run:
         self.network: nn.Module = self.model
         if self.team.size > 1:
             self.network = DistributedDataParallel(self.model, broadcast_buffers=False)
-        weights = (config.l1_weight, config.eyeliner_weight, config.psnr_weight)
-        self.criterion = MakeupLoss(*weights).to(device)
+        self.criterion = MakeupLoss(**config.model_dump(include=LOSS_WEIGHTS)).to(device)
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=config.learning_rate, fused=True)
         self.scheduler = ReduceLROnPlateau(
             self.optimizer, factor=config.lr_factor, patience=config.lr_patience
@@ -1496,8 +1499,7 @@ class Run:
         if self.config.learning_rate != before["learning_rate"]:
             for group in self.optimizer.param_groups:
                 group["lr"] = self.config.learning_rate
-        weights = ("l1_weight", "eyeliner_weight", "psnr_weight")
-        if any(getattr(self.config, key) != before[key] for key in weights):
+        if any(getattr(self.config, key) != before[key] for key in LOSS_WEIGHTS):
             self.progress.best_loss = self.scheduler.best = math.inf  # the old ones are of another loss
         epoch, done = self.progress.epoch + 1, self.progress.pairs_done
         print(f"resume    epoch {epoch} of {self.config.epochs}, {done:,} of its pairs are done")

@@ -5,13 +5,14 @@
 Measures every network of tinybeauty_model/pretrained, say evening.pt, on the pairs that a training run on
 `<pairs>/evening` holds out. They come from `data/prepare_pairs.py PHOTOS`, with the landmarks beside the
 photos: these tell where the bare skin is, whose lightness (CIE L*) sorts the people into thirds. Prints two
-tables in Markdown, each figure the mean over people; asserts nothing.
+tables in Markdown, each figure the mean over people, and how far the thirds lie apart; asserts nothing.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,7 @@ THIRDS = ("darkest", "middle", "lightest")
 Scores = dict[str, np.ndarray]  # a metric's name -> (N,), one value a person
 
 
+@cache
 def find_lightness(photo: Path) -> float:
     """Return the CIE L*, 0 to 100, of the bare skin in a photo with landmarks beside it.
 
@@ -69,14 +71,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
     parser.add_argument("photos", type=Path, help="what the pairs were made from, with NAME.json beside them")
     parser.add_argument("--pairs", type=Path, default=ROOT / "data", help="folder of the looks' pairs")
-    parser.add_argument("--networks", type=Path, default=ROOT / "tinybeauty_model" / "pretrained")
     parser.add_argument("--image_size", type=int, default=256)
     options = parser.parse_args()
     photos = {path.stem: path for path in tool.list_photos(options.photos)}
     columns = "doing nothing | PSNR | gain | eyes, doing nothing | eyes | SSIM |"
     whole, parts = [f"| look | bytes | {columns}"], [f"| look | third | people | skin L* | {columns}"]
     spreads = []
-    for network in sorted(options.networks.glob("*.pt")):
+    for network in sorted((ROOT / "tinybeauty_model" / "pretrained").glob("*.pt")):
         look = network.stem
         config = program.Config(data_dir=str(options.pairs / look), image_size=options.image_size)
         _, people = program.read_data(program.find_data(config), config)

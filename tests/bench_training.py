@@ -65,7 +65,7 @@ class Straightforward:
         for layer in self.model.modules():
             if isinstance(layer, torch.nn.Conv2d):
                 layer.reset_parameters()
-        self.criterion = program.MakeupLoss(config.l1_weight, config.eyeliner_weight, config.psnr_weight)
+        self.criterion = program.MakeupLoss(**config.model_dump(include=program.LOSS_WEIGHTS))
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=config.learning_rate)
         size, batch = config.image_size, config.batch_size
         self.train_loader = DataLoader(DecodedEachTime(train_pairs, size), batch, shuffle=True)

@@ -96,6 +96,25 @@ def test_edits_that_take_effect_are_listed_and_do(copy_run, call_main):
     assert torch.load(folder / STATE, weights_only=True)["scheduler"]["patience"] == 7
 
 
+def test_another_loss_starts_its_best_anew(copy_run, call_main):
+    """With the missing decibels in it the loss is larger than all before, and yet the first of its kind."""
+    folder, argv = copy_run
+    assert call_main(*argv, "--epochs", 4, "--resume", "--psnr_weight", "0.01")[0] == 0
+    rows = read_result(folder)["metrics.csv"]
+    assert float(rows[-1]["val/loss"]) > max(float(row["val/loss"]) for row in rows[:-1])
+    assert torch.load(folder / "tinybeauty_best_loss.pt", weights_only=True)["epoch"] == 4
+
+
+def test_a_state_from_before_a_setting_existed_goes_on(copy_run, call_main):
+    folder, argv = copy_run
+    state = torch.load(folder / STATE, weights_only=True)
+    del state["config"]["psnr_weight"]
+    torch.save(state, folder / STATE)
+    code, stdout, _ = call_main(*argv, "--epochs", 4, "--resume")
+    assert code == 0
+    assert "psnr_weight" not in stdout
+
+
 def test_edits_that_cannot_are_refused_with_both_values(copy_run, one_error):
     folder, argv = copy_run
     before = snapshot(folder)
