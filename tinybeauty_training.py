@@ -1514,9 +1514,9 @@ def check_edits(
         UserError: a setting that cannot change within a run has, or the pairs are others.
     """
     edits = {
-        key: f"{key}: {before.get(key)!r} then, {value!r} now"
+        key: f"{key}: {before[key]!r} then, {value!r} now"
         for key, value in config.model_dump().items()
-        if before.get(key) != value
+        if before[key] != value
     }
     if refused := [edits[key] for key in ("image_size", "val_fraction", "person_pattern") if key in edits]:
         raise UserError("cannot resume with another split or size:\n  " + "\n  ".join(refused))

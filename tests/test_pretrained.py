@@ -14,7 +14,15 @@ import yaml
 from conftest import ROOT
 from test_prepare_pairs import LOOKS, MEAN, SKINS, draw_face, run_tool, save_photo, tool
 
-from tinybeauty_training import MakeupPairs, Pair, find_psnr, load_content, load_model, split_pairs
+from tinybeauty_training import (
+    MODEL_FORMAT,
+    MakeupPairs,
+    Pair,
+    find_psnr,
+    load_content,
+    load_model,
+    split_pairs,
+)
 
 FOLDER = ROOT / "tinybeauty_model" / "pretrained"
 CARD = (ROOT / "tinybeauty_model" / "README.md").read_text(encoding="utf-8")
@@ -32,11 +40,16 @@ def put_on(look: str, skin: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tens
         return source, (source + load_model(FOLDER / f"{look}.pt")(source)).clamp(0, 1), target, eye_mask
 
 
-def read_rows(second: str) -> list[dict[str, str]]:
-    """Return the rows of that table of the model card whose first two columns are `look` and `second`."""
+def read_rows(look: str, second: str) -> list[dict[str, str]]:
+    """Return a look's rows in the table of the model card whose first columns are `look` and `second`."""
     table = re.search(rf"^\| look \| {second} \|.*\n\|[ |-]*\n(?:\|.*\n)+", CARD, re.MULTILINE)[0]
     header, _, *rows = ([cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines())
-    return [dict(zip(header, row, strict=True)) for row in rows]
+    return [dict(zip(header, row, strict=True)) for row in rows if row[0] == look]
+
+
+def read_metrics(look: str) -> dict[str, float]:
+    """Return the figures in a look's file."""
+    return load_content(FOLDER / f"{look}.pt", MODEL_FORMAT)["metrics"]
 
 
 def test_every_look_of_the_tool_ships_and_is_small():
@@ -48,8 +61,7 @@ def test_every_look_of_the_tool_ships_and_is_small():
 @pytest.mark.parametrize("look", NAMES)
 def test_the_card_says_what_the_file_says(look):
     """The files carry the figures of their own run: on people held out, as read back from these bytes."""
-    metrics = load_content(FOLDER / f"{look}.pt", "tinybeauty")["metrics"]
-    (row,) = (row for row in read_rows("bytes") if row["look"] == look)
+    metrics, (row,) = read_metrics(look), read_rows(look, "bytes")
     assert int(row["bytes"].replace(",", "")) == (FOLDER / f"{look}.pt").stat().st_size
     names = {"doing nothing": "psnr_source", "PSNR": "psnr", "gain": "psnr_gain", "eyes": "psnr_eyes"}
     for column, name in names.items():
@@ -59,8 +71,7 @@ def test_the_card_says_what_the_file_says(look):
 
 @pytest.mark.parametrize("look", NAMES)
 def test_the_thirds_on_the_card_make_up_the_whole(look):
-    (whole,) = (row for row in read_rows("bytes") if row["look"] == look)
-    thirds = [row for row in read_rows("third") if row["look"] == look]
+    (whole,), thirds = read_rows(look, "bytes"), read_rows(look, "third")
     assert [row["third"] for row in thirds] == ["darkest", "middle", "lightest"]
     people = [int(row["people"]) for row in thirds]
     for column in ("doing nothing", "PSNR", "gain", "eyes, doing nothing", "eyes"):
@@ -70,7 +81,7 @@ def test_the_thirds_on_the_card_make_up_the_whole(look):
 
 @pytest.mark.parametrize("look", NAMES)
 def test_each_look_gains_six_decibels(look):
-    assert load_content(FOLDER / f"{look}.pt", "tinybeauty")["metrics"]["val/psnr_gain"] >= 6
+    assert read_metrics(look)["val/psnr_gain"] >= 6
 
 
 @pytest.mark.parametrize("look", NAMES)
