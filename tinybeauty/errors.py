@@ -21,12 +21,12 @@ class Stopped(Exception):
     """The program was asked to stop and has saved what it had.
 
     Attributes:
-        exit_code: the shell's for the signal that came.
+        signal_number: the signal that came.
     """
 
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(message)
-        self.exit_code = 128 + signal_number
+        self.signal_number = signal_number
 
 
 def one_line(error: Exception) -> str:
@@ -72,7 +72,7 @@ def run_command(command: Callable[[list[str]], None], argv: list[str] | None, in
     except Stopped as stopped:
         if not rank:  # it speaks for all
             print(stopped, file=sys.stderr)
-        return stopped.exit_code
+        return 128 + stopped.signal_number  # as shells do
     except KeyboardInterrupt:
         print(interrupted, file=sys.stderr)
         return 130

@@ -1,12 +1,12 @@
-"""Work on many files in as many processes as there are cores."""
+"""Work on many files in as many processes as there are cores; reading while others work."""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
 
@@ -20,6 +20,18 @@ Job, Result = TypeVar("Job"), TypeVar("Result")
 def count_cores() -> int:
     """Return how many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def read_ahead(read: Callable[[Job], Result], jobs: Sequence[Job]) -> Iterator[Result]:
+    """Yield `read(job)` for each job; while the caller works on one result, a thread reads the next."""
+    with ThreadPoolExecutor(1) as reader:
+        coming = [reader.submit(read, job) for job in jobs[:1]]
+        for job in jobs[1:]:
+            result = coming.pop().result()
+            coming.append(reader.submit(read, job))
+            yield result
+        for last in coming:
+            yield last.result()
 
 
 def run_jobs(

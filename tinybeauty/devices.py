@@ -1,0 +1,142 @@
+"""What the network runs on: the device, its precision, memory, and the processes that torchrun starts."""
+
+from __future__ import annotations
+
+import ctypes
+import io
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, redirect_stdout
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from tinybeauty.errors import UserError
+from tinybeauty.workers import count_cores
+
+
+@dataclass(frozen=True)
+class Team:
+    """The processes of one `torchrun` that train together; without torchrun, one alone.
+
+    Attributes:
+        rank: number of this process.
+        size: how many there are.
+        local_rank: number on this machine; the one with 0 draws demo pairs and decodes for the others.
+        local_size: how many are on this machine.
+    """
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    local_size: int = 1
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process is the one that validates, writes, logs and draws."""
+        return self.rank == 0
+
+    @contextmanager
+    def local_first(self) -> Iterator[None]:
+        """Let the first process of this machine go ahead; the others follow when it is done."""
+        if self.size > 1 and self.local_rank:
+            dist.barrier()
+        yield
+        if self.size > 1 and not self.local_rank:
+            dist.barrier()
+
+    def broadcast(self, value: Any) -> Any:
+        """Return rank 0's value."""
+        values = [value]
+        if self.size > 1:
+            dist.broadcast_object_list(values)
+        return values[0]
+
+    def all_reduce(self, values: Tensor) -> Tensor:
+        """Return the sum over all processes, in place."""
+        if self.size > 1:
+            dist.all_reduce(values)
+        return values
+
+    def average(self, values: Tensor) -> Tensor:
+        """Return the mean over all processes, in place."""
+        return self.all_reduce(values).div_(self.size)
+
+
+ALONE = Team()
+
+
+@contextmanager
+def join_team() -> Iterator[Team]:
+    """Give the team that `torchrun` has started this process in; without torchrun, a team of one."""
+    if "LOCAL_WORLD_SIZE" not in os.environ:
+        yield ALONE
+        return
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+    team = Team(*(int(os.environ[name]) for name in names))
+    if team.size > 1:
+        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+        # torchrun allows a process one thread, too few where there are more cores than processes.
+        torch.set_num_threads(max(1, count_cores() // team.local_size))
+    with ExitStack() as stack:
+        if not team.leads:  # rank 0 speaks for all
+            stack.enter_context(redirect_stdout(io.StringIO()))
+        yield team
+    if team.size > 1:  # not after an error: torchrun ends the others, and leaving would wait for them
+        dist.destroy_process_group()
+
+
+def has_fast_bfloat16(name: str) -> bool:
+    """Return whether a kind of device has bfloat16 instructions; elsewhere it is emulated, and slower."""
+    if name == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return name == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def choose_device(name: str, precision: str, team: Team) -> tuple[torch.device, torch.dtype]:
+    """Return the device and the precision of the convolutions, and print the reason for both.
+
+    Args:
+        name: `auto` (the best found), `cuda`, `mps` or `cpu`.
+        precision: `auto` (the fastest), `bfloat16` or `float32`.
+        team: the processes that share this machine's devices.
+
+    Raises:
+        UserError: the device is not there, or torchrun has started more processes than there are GPUs.
+    """
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    found = [kind for kind in there if there[kind]]
+    device_why, precision_why = "as configured", "as configured"
+    if name == "auto":
+        name, device_why = found[0], "the best found"
+    if name not in found:
+        raise UserError(f"device is {name}, which is not there (found: {', '.join(found)}); set device: auto")
+    if precision == "auto" and has_fast_bfloat16(name):
+        precision, precision_why = "bfloat16", "the fastest here"
+    elif precision == "auto":
+        precision, precision_why = "float32", "no fast bfloat16 here"
+    what = torch.cuda.get_device_name() if name == "cuda" else f"{name}, {torch.get_num_threads()} threads"
+    print(f"device    {what} ({device_why}); {precision} ({precision_why})")
+    torch.backends.cudnn.allow_tf32 = False  # float32 means float32, where a validation says so
+    if name != "cuda":
+        return torch.device(name), getattr(torch, precision)
+    if team.local_size > torch.cuda.device_count():
+        raise UserError(
+            f"torchrun has started {team.local_size} processes here for {torch.cuda.device_count()} GPUs; "
+            "give it as many as there are, or set device: cpu"
+        )
+    torch.cuda.set_device(team.local_rank)
+    return torch.device(name, team.local_rank), getattr(torch, precision)
+
+
+def keep_freed_memory() -> None:
+    """Make glibc keep freed blocks: it gives large ones back and faults them in again in every step."""
+    try:
+        libc = ctypes.CDLL(None)
+        libc.mallopt(-4, 0)  # M_MMAP_MAX: no block by mmap, which would be unmapped when freed
+        libc.mallopt(-1, -1)  # M_TRIM_THRESHOLD: never give the top of the heap back
+    except (OSError, TypeError, AttributeError):
+        pass  # not glibc

@@ -1,0 +1,125 @@
+"""The files of a data set: found, paired by their stems, split by person."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated, NamedTuple
+
+from pydantic import AfterValidator
+
+from tinybeauty.errors import UserError, list_some
+from tinybeauty.images import IMAGE_SUFFIXES, list_images
+
+
+class Pair(NamedTuple):
+    """The files of one pair; `eye_mask` is None where there is none."""
+
+    stem: str
+    source: Path
+    target: Path
+    eye_mask: Path | None
+
+
+def find_pairs(data_dir: Path) -> list[Pair]:
+    """Return the pairs of `data_dir`, matched by whole stems, sorted.
+
+    Raises:
+        UserError: a folder or a partner is missing, or there are no pairs.
+    """
+    for folder in (data_dir, data_dir / "source", data_dir / "target"):
+        if not folder.is_dir():
+            raise UserError(
+                f"there is no folder {folder}; a data set holds source/NAME.png and target/NAME.png"
+            )
+    source, target = list_images(data_dir / "source"), list_images(data_dir / "target")
+    lacking = []
+    for name, here, other_name, other in (
+        ("target", target, "source", source),
+        ("source", source, "target", target),
+    ):
+        if missing := sorted(other.keys() - here.keys()):
+            count = f"{len(missing):,} of the {len(other):,} images in {other_name}"
+            lacking.append(f"{data_dir / name} lacks {count}: {list_some(missing)}")
+    if lacking:
+        raise UserError("\n  ".join([*lacking, "add the missing files or remove their partners"]))
+    if not source:
+        kinds = " ".join(sorted(IMAGE_SUFFIXES))
+        raise UserError(f"{data_dir / 'source'} and {data_dir / 'target'} hold no images ({kinds})")
+    masks = list_images(data_dir / "eye_mask") if (data_dir / "eye_mask").is_dir() else {}
+    if strays := sorted(masks.keys() - source.keys()):
+        print(f"          {len(strays):,} eye masks belong to no pair: {list_some(strays)}")
+    return [Pair(stem, source[stem], target[stem], masks.get(stem)) for stem in source]
+
+
+def check_person_pattern(pattern: str) -> str:
+    """Return a `person_pattern` as it is.
+
+    Raises:
+        ValueError: it is no regular expression, or has no group.
+    """
+    try:
+        groups = re.compile(pattern).groups
+    except re.error as error:
+        raise ValueError(f"must be a regular expression, got {pattern!r} ({error})") from None
+    if not groups:
+        raise ValueError(f"must have a group that catches the person, such as '(.+)_look', got {pattern!r}")
+    return pattern
+
+
+PersonPattern = Annotated[str, AfterValidator(check_person_pattern)]
+
+
+def draw_demo(tool: Path, data_dir: Path) -> None:
+    """Draw the demo pairs with the tool that draws them.
+
+    Raises:
+        UserError: it has failed, and said why.
+    """
+    command = [sys.executable, str(tool), "--out", str(data_dir)]
+    with subprocess.Popen(command) as drawing:  # which waits, also after Ctrl-C, until it has cleaned up
+        failed = drawing.wait()
+    if failed:
+        raise UserError("the demo pairs could not be drawn, see above")
+
+
+def find_person(stem: str, person_pattern: str) -> str:
+    """Return the person a file stem belongs to.
+
+    Raises:
+        UserError: the pattern does not match the stem.
+    """
+    match = re.match(person_pattern, stem)
+    if not match or match.group(1) is None:
+        raise UserError(f"person_pattern {person_pattern!r} does not match the file stem {stem!r}")
+    return match.group(1)
+
+
+def split_pairs(pairs: list[Pair], val_fraction: float, person_pattern: str) -> tuple[list[Pair], list[Pair]]:
+    """Return (training, validation) pairs, split by a hash of the person.
+
+    No person is on both sides, and adding or removing a pair moves no other pair: who is held out
+    depends on the name alone. So the share is `val_fraction` on the average, not to the pair. Where the
+    hash leaves a side empty (a handful of people), the person nearest to it goes there.
+
+    Raises:
+        UserError: there are fewer than two people.
+    """
+    people = {pair.stem: find_person(pair.stem, person_pattern) for pair in pairs}
+    ranks = {
+        person: int(hashlib.sha256(person.encode()).hexdigest()[:15], 16) / 16**15
+        for person in people.values()
+    }
+    if len(ranks) < 2:
+        raise UserError(
+            f"all {len(pairs)} pairs are of one person ({list_some(ranks)}); training needs at least two, "
+            "one to learn from and one to validate with: add pairs or change person_pattern"
+        )
+    by_rank = sorted(ranks, key=ranks.get)
+    held_out = {person for person in ranks if ranks[person] < val_fraction} | {by_rank[0]}
+    held_out -= {by_rank[-1]}
+    train = [pair for pair in pairs if people[pair.stem] not in held_out]
+    return train, [pair for pair in pairs if people[pair.stem] in held_out]

@@ -1,0 +1,128 @@
+"""Settings of a command: flag over YAML over default, for any pydantic model."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+
+from tinybeauty.errors import Parser, UserError, find_similar, one_line
+
+
+class Settings(BaseModel):
+    """Keys that are all known, values of their own type; nothing changes once it is checked."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _refuse_bool_as_number(cls, value: Any, info: Any) -> Any:
+        if isinstance(value, bool) and cls.model_fields[info.field_name].annotation in (int, float):
+            raise ValueError(f"must be a number, got {value}")
+        return value
+
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def explain_problem(problem: dict[str, Any], keys: list[str]) -> str:
+    """Return one line for one of pydantic's errors: key, what is wrong, what was found."""
+    key = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        similar = find_similar(key, keys)
+        return f"{key}: unknown key" + (f", did you mean {similar}?" if similar else "")
+    if problem["type"] == "value_error":
+        return f"{key}: {problem['ctx']['error']}"
+    text = problem["msg"].replace("Input should", "must")
+    text = text.replace("greater than or equal to", "at least").replace("less than or equal to", "at most")
+    return f"{key}: {text}, got {problem['input']!r}"
+
+
+class UniqueKeyLoader(yaml.SafeLoader):
+    """Refuses a key that appears twice in a mapping; PyYAML would take the last one without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Return the mapping.
+
+        Raises:
+            yaml.YAMLError: a key appears twice.
+        """
+        keys = [key.value for key, _ in node.value]
+        if twice := [key for key in keys if keys.count(key) > 1]:
+            raise yaml.YAMLError(f"the key {twice[0]} appears twice")
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Return the keys of a YAML file.
+
+    Raises:
+        UserError: the file is missing, no YAML, or no list of `key: value`.
+    """
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8"), UniqueKeyLoader)  # a SafeLoader
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"cannot read the configuration {path}: {reason}") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not valid YAML: {one_line(error)}") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise UserError(f"{path} must hold lines of `key: value`, found a {type(values).__name__}")
+    return {str(key): value for key, value in values.items()}
+
+
+def load_settings(model: type[Model], flags: dict[str, Any], path: Path) -> Model:
+    """Return the checked settings: flag over YAML over default.
+
+    Raises:
+        UserError: lists every unknown key, wrong type and value out of range at once.
+    """
+    try:
+        return model(**{**read_yaml(path), **flags})
+    except ValidationError as error:
+        lines = [explain_problem(problem, list(model.model_fields)) for problem in error.errors()]
+        raise UserError("bad configuration:\n  " + "\n  ".join(lines)) from None
+
+
+def read_settings(
+    parser: Parser, model: type[Model], argv: list[str], default: Path
+) -> tuple[Model, argparse.Namespace]:
+    """Return the checked settings, and the flags that are no settings.
+
+    Args:
+        parser: has the flags that are no settings; `--config FILE` and one flag a setting are added to it.
+        model: the settings.
+        argv: the command line.
+        default: the YAML file that is read without `--config`.
+
+    Raises:
+        UserError: an unknown flag, a flag without its value, or whatever `load_settings` finds.
+    """
+    parser.add_argument(
+        "--config", type=Path, default=default, help=f"YAML file (default: {default.name} beside the script)"
+    )
+    own_flags = vars(parser.parse_args([]))
+    for key, info in model.model_fields.items():
+        optional = {"nargs": "?", "const": "true"} if info.annotation is bool else {}
+        default = str(info.default).replace("%", "%%")
+        parser.add_argument(
+            f"--{key}",
+            metavar="VALUE",
+            default=argparse.SUPPRESS,
+            help=f"{info.description} (default: {default})",
+            **optional,
+        )
+    known, unknown = parser.parse_known_args(argv)
+    if unknown:
+        told = []
+        for flag in [word.split("=")[0] for word in unknown if word.startswith("--")] or unknown:
+            similar = find_similar(flag.lstrip("-").replace("-", "_"), [*model.model_fields, *own_flags])
+            told.append(flag + (f" (did you mean --{similar}?)" if similar else ""))
+        raise UserError(f"unknown arguments, see --help: {', '.join(told)}")
+    flags = {key: value for key, value in vars(known).items() if key not in own_flags}
+    return load_settings(model, flags, known.config), known
