@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, draw_demo
+from conftest import ROOT, draw_demo, read_files
 from PIL import Image
 from scipy import ndimage
 
@@ -20,11 +20,6 @@ KINDS = ("source", "target", "eye_mask")
 
 def run_tool(*flags: object) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, str(TOOL), *map(str, flags)], capture_output=True, text=True)
-
-
-def read_files(folder: Path) -> dict[str, bytes]:
-    paths = [path for path in folder.rglob("*") if path.is_file() and path.parent.name != ".cache"]
-    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
 
 
 def read_pixels(folder: Path, kind: str) -> np.ndarray:
