@@ -203,6 +203,18 @@ def test_an_aligned_picture_is_taken_as_it_is(photos, made, tmp_path):
         assert source.tobytes() == photo.tobytes()
 
 
+def test_it_starts_without_what_only_the_training_needs():
+    code = (
+        "import sys; sys.path.insert(0, 'data'); import prepare_pairs;"
+        "print(*{'torch', 'torchvision', 'pydantic', 'wandb', 'mediapipe', 'yaml'} & sys.modules.keys())"
+    )
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (run.returncode, run.stdout.strip(), run.stderr) == (0, "", "")
+    run = run_tool("--help")
+    assert run.returncode == 0
+    assert run.stdout.startswith("usage: prepare_pairs.py")
+
+
 # ======================================================================================================
 # Masks only
 # ======================================================================================================
