@@ -10,7 +10,7 @@ Pixels outside the makeup are equal in source and target, bit for bit. Pair i de
 (seed, i, size) alone. Measured on the default set: doing nothing scores 27.2 dB PSNR (mean
 over the pairs); 400 pairs take 15 to 35 s on two CPU cores and 75 MB.
 
-Face units: x right and y down from the point between the eyes, 1 = the image's width. As in
+DrawnFace units: x right and y down from the point between the eyes, 1 = the image's width. As in
 FFHQ the eyes then lie near (-0.13, 0) and (0.13, 0), the mouth near (0, 0.245).
 """
 
@@ -18,14 +18,9 @@ from __future__ import annotations
 
 import argparse
 import math
-import multiprocessing
-import os
 import shutil
-import signal
 import sys
 import time
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -33,7 +28,13 @@ from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `python data/...` puts data/ alone there
+
+from makeup import lay_colour, smooth
+
+from tinybeauty.errors import Parser, UserError, run_command
+from tinybeauty.workers import count_cores, run_jobs
 
 Array = np.ndarray
 KINDS = ("source", "target", "eye_mask")
@@ -99,12 +100,6 @@ HAIRSTYLES = {
 # ======================================================================================================
 
 
-def smooth(low: float, high: float, value: Array) -> Array:
-    """Return 0 at low, 1 at high and a soft step between; low may be the larger one."""
-    ramp = np.clip((value - low) / (high - low), 0.0, 1.0)
-    return ramp * ramp * (3.0 - 2.0 * ramp)
-
-
 def hump(value: Array, centre: float, width: float) -> Array:
     """Return a bell of height 1 that reaches exactly 0 at twice `width` from its centre."""
     rest = np.maximum(1.0 - ((value - centre) / (2.0 * width)) ** 2, 0.0)
@@ -138,8 +133,7 @@ def touched(alpha: Array) -> tuple[slice, slice]:
 def lay(canvas: Array, colour: Array | tuple, alpha: Array) -> None:
     """Paint `colour`, one or (H, W, 3), over `canvas` in place, `alpha` (H, W) thick."""
     part, colour = touched(alpha), np.asarray(colour, np.float32)
-    colour = colour[part] if colour.ndim == 3 else colour
-    canvas[part] += (colour - canvas[part]) * alpha[part][..., None]
+    lay_colour(canvas, part, colour[part] if colour.ndim == 3 else colour, alpha[part])
 
 
 def tint(canvas: Array, factor: tuple, alpha: Array) -> None:
@@ -191,7 +185,7 @@ class Grid:
 
 
 @dataclass
-class Face:
+class DrawnFace:
     """Everything that is random about one face; lengths in face units.
 
     Attributes:
@@ -250,7 +244,7 @@ class Face:
         return left + (right - left) * (blend * blend * (3.0 - 2.0 * blend))
 
 
-def make_face(index: int, size: int, seed: int) -> Face:
+def make_face(index: int, size: int, seed: int) -> DrawnFace:
     """Draw the traits of face `index`; none of them depends on `size`."""
     rng = np.random.default_rng((seed, index))
     tone = rng.uniform(0, len(SKINS) - 1.001)
@@ -273,7 +267,7 @@ def make_face(index: int, size: int, seed: int) -> Face:
     side, height = rng.choice((-1, 1)) * rng.uniform(0.15, 0.75), rng.uniform(-0.75, -0.25)
     light = np.array((side, height, rng.uniform(0.75, 1.1)))
     bearded = style in ("short", "swept", "bald") and rng.random() < 0.4
-    return Face(
+    return DrawnFace(
         size=size,
         rng=rng,
         skin=skin.clip(0.1, 0.985).astype(np.float32),
@@ -311,7 +305,7 @@ def make_face(index: int, size: int, seed: int) -> Face:
     )
 
 
-def make_grid(face: Face) -> Grid:
+def make_grid(face: DrawnFace) -> Grid:
     """Return the face coordinates of every pixel: the alignment jitter, scale and roll."""
     shift_x, shift_y, scale = face.rng.normal(0.0, (0.006, 0.005, 0.025)).tolist()
     scale = min(max(1.0 + scale, 0.94), 1.06)
@@ -348,7 +342,7 @@ class Makeup:
 # ======================================================================================================
 
 
-def paint_backdrop(face: Face, grid: Grid) -> Array:
+def paint_backdrop(face: DrawnFace, grid: Grid) -> Array:
     """Return a studio wall (H, W, 3): a gradient, blurred lights or shapes, a vignette."""
     rng = face.rng
     first, second = pick(rng, BACKDROPS), pick(rng, BACKDROPS)
@@ -368,7 +362,7 @@ def paint_backdrop(face: Face, grid: Grid) -> Array:
     return canvas.astype(np.float32)
 
 
-def head_radius(face: Face, grid: Grid) -> Array:
+def head_radius(face: DrawnFace, grid: Grid) -> Array:
     """Return the squared radius of the head: 1 on its outline, 0 in its middle."""
     x = grid.x + 0.055 * face.yaw  # the eyes stay aligned, so the head turns behind them
     y = grid.y - 0.02
@@ -378,7 +372,7 @@ def head_radius(face: Face, grid: Grid) -> Array:
     return np.abs(x / width) ** 2.25 + np.abs(y / height) ** 2.4
 
 
-def relief(face: Face, grid: Grid, radius: Array) -> Array:
+def relief(face: DrawnFace, grid: Grid, radius: Array) -> Array:
     """Return the height of the face's surface, whose slopes the light shades."""
     nose_x = 0.036 * face.yaw
     tip = 0.128 + face.nose_length + 0.012 * face.pitch
@@ -399,7 +393,7 @@ def relief(face: Face, grid: Grid, radius: Array) -> Array:
     return height
 
 
-def shade(face: Face, height: Array, pixel: float) -> tuple[Array, Array]:
+def shade(face: DrawnFace, height: Array, pixel: float) -> tuple[Array, Array]:
     """Return diffuse light in [0, 1] and the gloss of a surface, both (H, W)."""
     slope_y, slope_x = np.gradient(height, pixel)
     length = np.sqrt(slope_x**2 + slope_y**2 + 1.0)
@@ -410,7 +404,7 @@ def shade(face: Face, height: Array, pixel: float) -> tuple[Array, Array]:
     return np.clip((facing + 0.25) / 1.25, 0.0, 1.0), np.clip(gloss, 0.0, 1.0) ** 28
 
 
-def light_skin(face: Face, albedo: Array, diffuse: Array, gloss: Array) -> Array:
+def light_skin(face: DrawnFace, albedo: Array, diffuse: Array, gloss: Array) -> Array:
     """Return lit skin: warm shadows, a red edge between light and shadow, soft highlights."""
     diffuse = 1.0 - face.contrast * (1.0 - diffuse)
     lamp = np.array((1.06 + 0.03 * face.warmth, 1.03, 1.01 - 0.05 * face.warmth), np.float32)
@@ -420,7 +414,7 @@ def light_skin(face: Face, albedo: Array, diffuse: Array, gloss: Array) -> Array
     return lit + 0.13 * gloss[..., None] * lamp
 
 
-def paint_body(face: Face, canvas: Array, grid: Grid) -> None:
+def paint_body(face: DrawnFace, canvas: Array, grid: Grid) -> None:
     """Paint neck, shoulders and clothes; the head comes over them."""
     x, y = grid.x + 0.035 * face.yaw, grid.y
     half = 0.120 + 0.03 * (face.beard > 0) + 0.25 * np.clip(y - 0.42, 0.0, 1.0) ** 1.3
@@ -437,7 +431,7 @@ def paint_body(face: Face, canvas: Array, grid: Grid) -> None:
     lay(canvas, cloth, cover(collar - y))
 
 
-def paint_ears(face: Face, canvas: Array, grid: Grid) -> None:
+def paint_ears(face: DrawnFace, canvas: Array, grid: Grid) -> None:
     """Paint both ears; the head and most hairstyles cover a part of them."""
     for side in (-1, 1):
         centre = side * (face.width + 0.006) - 0.055 * face.yaw
@@ -453,7 +447,7 @@ def paint_ears(face: Face, canvas: Array, grid: Grid) -> None:
         lay(canvas[part], colour, cover(radius - 1.0))
 
 
-def paint_head(face: Face, canvas: Array, grid: Grid, look: Makeup, hair_alpha: Array) -> Array:
+def paint_head(face: DrawnFace, canvas: Array, grid: Grid, look: Makeup, hair_alpha: Array) -> Array:
     """Paint the bare skin of the head, shaded by the lamp and the hair; return its alpha.
 
     Notes blush on the cheekbones and contour powder along cheeks and jaw in `look`.
@@ -485,7 +479,7 @@ def paint_head(face: Face, canvas: Array, grid: Grid, look: Makeup, hair_alpha: 
     return alpha
 
 
-def paint_folds(face: Face, canvas: Array, grid: Grid) -> None:
+def paint_folds(face: DrawnFace, canvas: Array, grid: Grid) -> None:
     """Paint nostrils, the shadow under the nose, smile lines and other small darks."""
     nose_x, tip = 0.036 * face.yaw, 0.128 + face.nose_length + 0.012 * face.pitch
     wide = face.nose_width
@@ -511,7 +505,7 @@ def paint_folds(face: Face, canvas: Array, grid: Grid) -> None:
 # ======================================================================================================
 
 
-def eye_grid(face: Face, grid: Grid, side: int) -> tuple[Grid, tuple[slice, slice]]:
+def eye_grid(face: DrawnFace, grid: Grid, side: int) -> tuple[Grid, tuple[slice, slice]]:
     """Return eye units around one eye: x towards the temple, y down, and the slices."""
     centre = side * 0.130
     near, part = grid.crop(centre, -0.02, 0.135)
@@ -521,7 +515,7 @@ def eye_grid(face: Face, grid: Grid, side: int) -> tuple[Grid, tuple[slice, slic
     return Grid(x * cos - y * sin, y * cos + x * sin, grid.pixel), part
 
 
-def paint_eye(face: Face, canvas: Array, grid: Grid, look: Makeup, side: int) -> None:
+def paint_eye(face: DrawnFace, canvas: Array, grid: Grid, look: Makeup, side: int) -> None:
     """Paint one bare eye and note where liner, lid colour and eye mask go."""
     eye, part = eye_grid(face, grid, side)
     canvas, half = canvas[part], face.eye_width
@@ -549,7 +543,7 @@ def paint_eye(face: Face, canvas: Array, grid: Grid, look: Makeup, side: int) ->
     mark_eye_makeup(look, part, eye, above, opened, lower, half)
 
 
-def paint_eyeball(face: Face, canvas: Array, eye: Grid, upper: Array, opened: Array, side: int) -> None:
+def paint_eyeball(face: DrawnFace, canvas: Array, eye: Grid, upper: Array, opened: Array, side: int) -> None:
     """Paint white, iris, pupil and catchlights inside the opening of one eye."""
     gaze_x = side * (face.gaze[0] + 0.006 * face.yaw)
     x, y = eye.x - gaze_x, eye.y + 0.006 - face.gaze[1]
@@ -607,7 +601,7 @@ def mark_eye_makeup(
     look.eyes[part] = np.maximum(look.eyes[part], ring < 1.0)
 
 
-def paint_brow(face: Face, canvas: Array, grid: Grid, look: Makeup, side: int) -> None:
+def paint_brow(face: DrawnFace, canvas: Array, grid: Grid, look: Makeup, side: int) -> None:
     """Paint one brow, hair by hair, and note where its powder goes."""
     eye, part = eye_grid(face, grid, side)
     along = (eye.x + 0.068) / 0.155  # 0 at the nose, 1 at the temple
@@ -625,7 +619,7 @@ def paint_brow(face: Face, canvas: Array, grid: Grid, look: Makeup, side: int) -
     look.brows[part] = np.maximum(look.brows[part], shape)
 
 
-def paint_mouth(face: Face, canvas: Array, grid: Grid, look: Makeup) -> Array:
+def paint_mouth(face: DrawnFace, canvas: Array, grid: Grid, look: Makeup) -> Array:
     """Paint the bare mouth and note where the lipstick goes; return the lips' alpha."""
     centre_x, centre_y = 0.015 * face.yaw, 0.245 + 0.004 * face.pitch
     near, part = grid.crop(centre_x, centre_y, 0.15)
@@ -658,7 +652,7 @@ def paint_mouth(face: Face, canvas: Array, grid: Grid, look: Makeup) -> Array:
 
 
 def paint_teeth(
-    face: Face, canvas: Array, x: Array, y: Array, top: Array, bottom: Array, opened: Array
+    face: DrawnFace, canvas: Array, x: Array, y: Array, top: Array, bottom: Array, opened: Array
 ) -> None:
     """Paint the inside of an open mouth: dark, with upper teeth when it smiles."""
     inside = np.broadcast_to(np.float32((0.24, 0.07, 0.08)), canvas.shape).copy()
@@ -672,7 +666,7 @@ def paint_teeth(
     lay(canvas, inside, opened)
 
 
-def paint_beard(face: Face, canvas: Array, grid: Grid, head: Array, mouth: Array) -> None:
+def paint_beard(face: DrawnFace, canvas: Array, grid: Grid, head: Array, mouth: Array) -> None:
     """Paint stubble or a beard around the mouth and along the jaw."""
     x, y = np.abs(grid.x - 0.01 * face.yaw), grid.y
     line = 0.262 - 1.1 * np.clip(x - 0.075, 0.0, 0.05) - 1.4 * np.clip(x - 0.16, 0.0, 0.2)
@@ -700,7 +694,7 @@ class Hair:
     colour: Array
 
 
-def make_hair(face: Face, grid: Grid) -> Hair:
+def make_hair(face: DrawnFace, grid: Grid) -> Hair:
     """Return the hair of a face: strands fall from a parting, past a hairline."""
     style = HAIRSTYLES[face.style]
     x, y = grid.x + 0.055 * face.yaw, grid.y
@@ -739,7 +733,7 @@ def make_hair(face: Face, grid: Grid) -> Hair:
     return Hair(inside, inside * front, colour_hair(face, grid, strand, tuft, fine, curls))
 
 
-def colour_hair(face: Face, grid: Grid, strand: Array, tuft: Array, fine: Array, curls: Array) -> Array:
+def colour_hair(face: DrawnFace, grid: Grid, strand: Array, tuft: Array, fine: Array, curls: Array) -> Array:
     """Return the colours (H, W, 3) of hair or scarf, with strands and a band of light."""
     x, y = grid.x + 0.055 * face.yaw, grid.y
     toward = x * face.light[0] + 0.4 * y * face.light[1]
@@ -758,7 +752,7 @@ def colour_hair(face: Face, grid: Grid, strand: Array, tuft: Array, fine: Array,
     return colour + sheen * (0.42 * band * smooth(-0.25, 0.15, toward))[..., None]
 
 
-def paint_bun(face: Face, canvas: Array, grid: Grid) -> None:
+def paint_bun(face: DrawnFace, canvas: Array, grid: Grid) -> None:
     """Paint a knot of hair on top of the head."""
     x, y = grid.x + 0.055 * face.yaw - 0.5 * face.part, grid.y + 0.405
     radius = np.sqrt((x / 0.115) ** 2 + (y / 0.085) ** 2)
@@ -768,7 +762,7 @@ def paint_bun(face: Face, canvas: Array, grid: Grid) -> None:
     lay(canvas, ball.clip(0.02, 1.0), cover((radius - 1.0 + 0.05 * coil) * 0.1))
 
 
-def paint_glasses(face: Face, canvas: Array, grid: Grid) -> None:
+def paint_glasses(face: DrawnFace, canvas: Array, grid: Grid) -> None:
     """Paint a pair of glasses over the finished face."""
     alpha = np.zeros_like(grid.x)
     for side in (-1, 1):
@@ -876,19 +870,12 @@ def make_demo(out: Path, count: int, size: int, seed: int) -> None:
         seed: Any integer from 0 on; another seed draws other faces.
 
     Raises:
-        ValueError: count, size or seed is out of range.
-        FileExistsError: `out` is a file or a folder that is not empty.
+        UserError: `out` is a file or a folder that is not empty.
         OSError: The folder cannot be written.
     """
-    if not 1 <= count <= 9999:
-        raise ValueError(f"--count must be from 1 to 9999, got {count}")
-    if size % 8 or not 64 <= size <= 1024:
-        raise ValueError(f"--size must be a multiple of 8 from 64 to 1024, got {size}")
-    if seed < 0:
-        raise ValueError(f"--seed must be 0 or more, got {seed}")
     out = Path(out).absolute()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise FileExistsError(
+        raise UserError(
             f"{out} is there already and not an empty folder; delete it, or choose another folder with --out"
         )
     # All files go to a folder beside it first, so that a kill leaves no half-made set.
@@ -896,19 +883,13 @@ def make_demo(out: Path, count: int, size: int, seed: int) -> None:
     if unfinished.exists():
         shutil.rmtree(unfinished)
     draw = partial(save_pair, size=size, seed=seed, folder=unfinished)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    workers = min(cores or 1, count, 32)
     try:
         for kind in KINDS:
             (unfinished / kind).mkdir(parents=True)
-        # "spawn" works alike on every system, and also when the caller has threads (PyTorch).
-        # Ctrl-C is for this process alone, which then stops the workers.
-        with ProcessPoolExecutor(
-            workers, multiprocessing.get_context("spawn"), signal.signal, (signal.SIGINT, signal.SIG_IGN)
-        ) as pool:
-            done = pool.map(draw, range(count), chunksize=4)
-            for _ in tqdm(done, total=count, unit="pair", desc="drawing demo faces", disable=None):
-                pass
+        run_jobs(
+            draw, list(range(count)), min(count_cores(), 32), "drawing demo faces", "pair",
+            remedy="start the same command again",
+        )  # fmt: skip
         if out.exists():
             out.rmdir()
         unfinished.replace(out)
@@ -917,38 +898,54 @@ def make_demo(out: Path, count: int, size: int, seed: int) -> None:
         raise
 
 
-def main() -> int:
-    """Run the command line; return the exit code."""
-    parser = argparse.ArgumentParser(
+def parse_flags(argv: list[str]) -> argparse.Namespace:
+    """Return the checked flags.
+
+    Raises:
+        UserError: a flag is unknown or out of range.
+    """
+    parser = Parser(
         description="Draw demo pairs: bare faces and the same faces made up.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False,
+    )  # fmt: skip
     parser.add_argument("--count", type=int, default=400, help="pairs to draw, 1 to 9999")
-    parser.add_argument("--size", type=int, default=256, help="pixels, a multiple of 8")
+    parser.add_argument("--size", type=int, default=256, help="pixels, a multiple of 8 from 64 to 1024")
     parser.add_argument("--seed", type=int, default=42, help="another seed draws other faces")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "demo", help="folder to create")
-    options = parser.parse_args()
+    flags = parser.parse_args(argv)
+    if not 1 <= flags.count <= 9999:
+        raise UserError(f"--count must be from 1 to 9999, got {flags.count}")
+    if flags.size % 8 or not 64 <= flags.size <= 1024:
+        raise UserError(f"--size must be a multiple of 8 from 64 to 1024, got {flags.size}")
+    if flags.seed < 0:
+        raise UserError(f"--seed must be 0 or more, got {flags.seed}")
+    return flags
+
+
+def draw_demo(argv: list[str]) -> None:
+    """Run the command line.
+
+    Raises:
+        UserError: names what to mend.
+    """
     started = time.monotonic()
+    flags = parse_flags(argv)
     try:
-        make_demo(options.out, options.count, options.size, options.seed)
-    except (ValueError, FileExistsError, BrokenProcessPool) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        make_demo(flags.out, flags.count, flags.size, flags.seed)
     except OSError as error:
-        print(
-            f"error: cannot write {error.filename or options.out}: {error.strerror or error}; "
-            "choose another folder with --out",
-            file=sys.stderr,
-        )
-        return 1
-    except KeyboardInterrupt:
-        print("stopped; nothing was written", file=sys.stderr)
-        return 130
+        raise UserError(
+            f"cannot write {error.filename or flags.out}: {error.strerror or error}; "
+            "choose another folder with --out"
+        ) from None
     print(
-        f"{options.count} pairs of {options.size} px in {options.out} "
+        f"{flags.count} pairs of {flags.size} px in {flags.out} "
         f"({time.monotonic() - started:.0f} s): source/ target/ eye_mask/"
     )
-    return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; return the exit code."""
+    return run_command(draw_demo, argv, "stopped; nothing was written")
 
 
 if __name__ == "__main__":

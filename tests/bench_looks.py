@@ -21,9 +21,11 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "data"))
 
-import prepare_pairs as tool
+from makeup import LUMA, Portrait
+from prepare_pairs import list_photos, read_files, read_photo
 
 import tinybeauty_training as program
+from tinybeauty.faces import read_landmarks
 
 ROOT = Path(program.__file__).parent
 THIRDS = ("darkest", "middle", "lightest")
@@ -35,11 +37,11 @@ def find_lightness(photo: Path) -> float:
     """Return the CIE L*, 0 to 100, of the bare skin in a photo with landmarks beside it.
 
     Raises:
-        tool.LeftOut: photo or landmarks cannot be read.
+        LeftOut: photo or landmarks cannot be read.
     """
-    data, landmarks = tool.read_files(photo)
-    face = tool.Face(np.asarray(tool.read_photo(data)), tool.read_landmarks(landmarks or b""))
-    luminance = float(face.skin @ tool.LUMA)
+    data, landmarks = read_files(photo)
+    face = Portrait(np.asarray(read_photo(data)), read_landmarks(landmarks or b""))
+    luminance = float(face.skin @ LUMA)
     return 116 * luminance ** (1 / 3) - 16 if luminance > 0.008856 else 903.3 * luminance
 
 
@@ -73,7 +75,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=Path, default=ROOT / "data", help="folder of the looks' pairs")
     parser.add_argument("--image_size", type=int, default=256)
     options = parser.parse_args()
-    photos = {path.stem: path for path in tool.list_photos(options.photos)}
+    photos = {path.stem: path for path in list_photos(options.photos)}
     columns = "doing nothing | PSNR | gain | eyes, doing nothing | eyes | SSIM |"
     whole, parts = [f"| look | bytes | {columns}"], [f"| look | third | people | skin L* | {columns}"]
     spreads = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, draw_demo
+from conftest import ROOT, draw_demo, read_files
+from make_demo import parse_flags
 from PIL import Image
 from scipy import ndimage
 
@@ -20,11 +22,6 @@ KINDS = ("source", "target", "eye_mask")
 
 def run_tool(*flags: object) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, str(TOOL), *map(str, flags)], capture_output=True, text=True)
-
-
-def read_files(folder: Path) -> dict[str, bytes]:
-    paths = [path for path in folder.rglob("*") if path.is_file() and path.parent.name != ".cache"]
-    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
 
 
 def read_pixels(folder: Path, kind: str) -> np.ndarray:
@@ -132,6 +129,7 @@ def test_an_existing_folder_is_refused(tmp_path, content):
         (["--size", 100], ("--size", "multiple of 8", "100")),
         (["--size", 8], ("--size", "8")),
         (["--seed", -1], ("--seed", "-1")),
+        (["--sise", 64], ("--sise", "--help")),
         (["--out", "notes/deeper"], ("notes",)),
     ],
 )
@@ -149,6 +147,14 @@ def test_wrong_flags(tmp_path, flags, told):
     for word in told:
         assert word in run.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["notes"]
+
+
+def test_the_defaults_are_what_the_readme_says():
+    """Nothing else draws the 400 faces of a fresh checkout here: it takes half a minute."""
+    words = re.search(r"python data/make_demo\.py (.*)", (ROOT / "data" / "README.md").read_text())[1].split()
+    told = parse_flags(words)
+    told.out = ROOT / told.out
+    assert parse_flags([]) == told
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="kills a process group")

@@ -12,7 +12,9 @@ import pytest
 import torch
 import yaml
 from conftest import ROOT
-from test_prepare_pairs import LOOKS, MEAN, SKINS, draw_face, run_tool, save_photo, tool
+from drawn_faces import MEAN, SKINS, draw_face, save_photo
+from makeup import Portrait, draw_eye_mask, load_look, paint_look, to_linear_look
+from test_prepare_pairs import LOOKS, run_tool
 
 from tinybeauty_training import (
     MODEL_FORMAT,
@@ -32,9 +34,9 @@ NAMES = ("natural", "evening", "bold")
 def put_on(look: str, skin: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return a drawn face, the network's result, what the tool paints, (1, 3, H, W), and the eye mask."""
     picture = draw_face(MEAN, (256, 256), SKINS[skin], texture=2.0)
-    face = tool.Face(np.asarray(picture), MEAN)
-    target = tool.put_makeup_on(face, tool.to_linear_look(tool.load_look(LOOKS, look)))
-    pixels = torch.from_numpy(np.dstack((face.picture, target, tool.draw_eye_mask(face))))
+    face = Portrait(np.asarray(picture), MEAN)
+    target = paint_look(face, to_linear_look(load_look(LOOKS, look)))
+    pixels = torch.from_numpy(np.dstack((face.picture, target, draw_eye_mask(face))))
     source, target, eye_mask = MakeupPairs.to_images(pixels[None])
     with torch.no_grad():
         return source, (source + load_model(FOLDER / f"{look}.pt")(source)).clamp(0, 1), target, eye_mask

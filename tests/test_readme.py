@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, SMALL
+from drawn_faces import MEAN, draw_face, save_photo
 from PIL import Image
-from test_prepare_pairs import MEAN, draw_face, save_photo
 
 README = ROOT / "README.md"
 DOCUMENTS = sorted(path.relative_to(ROOT) for path in [*ROOT.glob("*.md"), *ROOT.glob("[a-z]*/README.md")])
@@ -167,10 +167,13 @@ def test_the_readmes_name_every_file_of_a_run(trained):
 def test_requirements_name_every_import():
     needed = (ROOT / "requirements.txt").read_text(encoding="utf-8").lower()
     names = {"yaml": "pyyaml", "PIL": "pillow"}
-    for script in [*ROOT.glob("*.py"), *(ROOT / "data").glob("*.py")]:
-        text = script.read_text(encoding="utf-8")
-        header = re.match(r"# /// script\n(?:#.*\n)*?# ///\n", text)  # a script's own needs, PEP 723
-        own = re.findall(r'"(\w+)==\d', header[0]) if header else []
-        for name in re.findall(r"^ *(?:import|from) (\w+)", text, re.MULTILINE):
-            if name not in sys.stdlib_module_names and not (ROOT / f"{name}.py").exists() and name not in own:
-                assert re.search(rf"^{names.get(name, name)}>=\d", needed, re.MULTILINE), name
+    scripts = [*ROOT.glob("*.py"), *(ROOT / "tinybeauty").rglob("*.py"), *(ROOT / "data").glob("*.py")]
+    texts = [script.read_text(encoding="utf-8") for script in scripts]
+    ours = {"tinybeauty", *(script.stem for script in scripts if script.parent.name != "tinybeauty")}
+    headers = re.findall(r"^# /// script\n(?:#.*\n)*?# ///\n", "".join(texts), re.MULTILINE)  # PEP 723
+    own = {name for header in headers for name in re.findall(r'"(\w+)==\d', header)}
+    for name in {
+        name for text in texts for name in re.findall(r"^ *(?:import|from) (\w+)", text, re.MULTILINE)
+    }:
+        if name not in {*sys.stdlib_module_names, *ours, *own}:
+            assert re.search(rf"^{names.get(name, name)}>=\d", needed, re.MULTILINE), name

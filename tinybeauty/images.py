@@ -30,7 +30,9 @@ def list_images(folder: Path) -> dict[str, Path]:
         if path.name.startswith("."):
             continue
         if path.stem in images:
-            raise UserError(f"{folder} has two images of one name: {images[path.stem].name} and {path.name}")
+            raise UserError(
+                f"{folder} has two images of one name: {images[path.stem].name} and {path.name}; rename one"
+            )
         images[path.stem] = path
     return images
 

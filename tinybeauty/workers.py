@@ -35,7 +35,12 @@ def read_ahead(read: Callable[[Job], Result], jobs: Sequence[Job]) -> Iterator[R
 
 
 def run_jobs(
-    task: Callable[[Job], Result], jobs: list[Job], workers: int, label: str, unit: str = "photo"
+    task: Callable[[Job], Result],
+    jobs: list[Job],
+    workers: int,
+    label: str,
+    unit: str = "photo",
+    remedy: str = "the same command goes on, with fewer --workers it needs less memory",
 ) -> list[Result]:
     """Return the results of all jobs in their order; they do not depend on the number of processes.
 
@@ -45,6 +50,7 @@ def run_jobs(
         workers: processes at most.
         label: stands before the progress bar.
         unit: what a job is, for the progress bar.
+        remedy: what a person can do when a worker dies.
 
     Raises:
         UserError: a worker died.
@@ -60,10 +66,7 @@ def run_jobs(
             results = pool.map(task, jobs, chunksize=4)
             return list(tqdm(results, total=len(jobs), unit=unit, desc=label, disable=None))
         except BrokenProcessPool:
-            raise UserError(
-                "a worker process was ended from outside (out of memory?); the same command goes on, "
-                "with fewer --workers it needs less memory"
-            ) from None
+            raise UserError(f"a worker process was ended from outside (out of memory?); {remedy}") from None
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
