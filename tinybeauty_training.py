@@ -44,7 +44,7 @@ from tinybeauty.cache import PixelCache, choose_cache_dir, decode_pairs
 from tinybeauty.devices import ALONE, Team
 from tinybeauty.errors import Parser, Stopped, UserError, run_command
 from tinybeauty.layers import ConvNormReLU, Upsample, count_multiply_adds, count_parameters, separable
-from tinybeauty.pairs import Pair, PersonPattern, draw_demo, find_pairs, split_pairs
+from tinybeauty.pairs import Pair, PersonPattern, draw_demo_pairs, find_pairs, split_pairs
 from tinybeauty.runs import FINAL, NETWORKS, OutputDir, Progress, StopRequest, check_finite
 from tinybeauty.tracking import Tracker, WandbMode
 from tinybeauty.workers import read_ahead
@@ -620,7 +620,7 @@ def load_data(config: Config) -> tuple[MakeupPairs, MakeupPairs]:
     data_dir = Path(config.data_dir)
     if config.data_dir == DEMO_DIR and not data_dir.exists():
         print(f"{DEMO_DIR} does not exist yet: drawing demo pairs (your own: --data_dir FOLDER)", flush=True)
-        draw_demo(HERE / "data" / "make_demo.py", data_dir)
+        draw_demo_pairs(HERE / "data" / "make_demo.py", data_dir)
     parts = split_pairs(find_pairs(data_dir), config.val_fraction, config.person_pattern)
     folder = choose_cache_dir(config.cache_dir, data_dir)
     cache = decode_pairs([*parts[0], *parts[1]], config.image_size, folder, config.skip_bad_pairs)

@@ -73,7 +73,7 @@ def check_person_pattern(pattern: str) -> str:
 PersonPattern = Annotated[str, AfterValidator(check_person_pattern)]
 
 
-def draw_demo(tool: Path, data_dir: Path) -> None:
+def draw_demo_pairs(tool: Path, data_dir: Path) -> None:
     """Draw the demo pairs with the tool that draws them.
 
     Raises:
