@@ -56,6 +56,12 @@ def read_files(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
 
 
+def read_rows(folder: Path) -> list[dict[str, float]]:
+    """Return the rows of metrics.csv in a run's folder."""
+    with (folder / "metrics.csv").open(newline="") as file:
+        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+
+
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory) -> Path:
     """24 pairs of 64 px with eye masks: 21 for training and 3 held out by val_fraction 0.2, or so."""
@@ -75,8 +81,7 @@ class Run:
     @property
     def rows(self) -> list[dict[str, float]]:
         """The rows of metrics.csv."""
-        with (self.output_dir / "metrics.csv").open(newline="") as file:
-            return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+        return read_rows(self.output_dir)
 
 
 SMALL = ["--image_size", "64", "--batch_size", "8", "--val_fraction", "0.25", "--device", "cpu"]
