@@ -269,7 +269,7 @@ class MakeupPairs(Dataset):
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
         """Return (source, target, eye_mask) in [0, 1]: (3, H, W), (3, H, W), (1, H, W)."""
-        return to_images(self.read(torch.tensor([index % len(self)]))[0])
+        return to_images(self.read(torch.arange(len(self))[[index]])[0])  # IndexError: a loop ends there
 
     def read(self, indices: Tensor) -> Tensor:
         """Return the pixels of some pairs, (B, H, W, 7) uint8; raise UserError where they are damaged."""
