@@ -74,8 +74,6 @@ SMALLER = {
     "tests/bench_recipe.py": FEW,
     "tests/bench_start.py": FEW,
     "tests/bench_training.py": ["--pairs", "150", "--image_size", "32", "--goal", "1"],
-    "tests/fuzz_inputs.py": ["--count", "20"],
-    "tests/stress_resume.py": ["--kills", "1"],
 }
 
 
