@@ -15,11 +15,11 @@ import tempfile
 import zipfile
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from tinybeauty.errors import UserError, list_some, one_line
 
@@ -123,19 +123,22 @@ def unpack_wheel(wheel: Path, folder: Path, names: list[str]) -> None:
         except (zipfile.BadZipFile, KeyError, OSError) as error:
             raise UserError(f"cannot read {name} in {wheel.name}: {one_line(error)}") from None
         if hashlib.sha256(data).hexdigest() != digest:
-            raise UserError(f"{name} in {wheel.name} is not the file it should be (SHA-256); nothing was kept")
+            raise UserError(
+                f"{name} in {wheel.name} is not the file it should be (SHA-256); nothing was kept"
+            )
         # A name of its own: two processes may be here at once, and both write the same bytes.
-        handle, partial = tempfile.mkstemp(prefix=f".{name}.", suffix=".partial", dir=folder)
+        handle, hidden = tempfile.mkstemp(prefix=f".{name}.", suffix=".partial", dir=folder)
+        partial = Path(hidden)
         try:
             with os.fdopen(handle, "wb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            os.chmod(partial, 0o644)
-            os.replace(partial, folder / name)
+            partial.chmod(0o644)  # mkstemp's are for this user alone, who may share the cache
+            partial.replace(folder / name)
         except BaseException:
             with suppress(OSError):
-                os.unlink(partial)
+                partial.unlink()
             raise
 
 
@@ -210,12 +213,11 @@ class Mesh:
     presence: float
 
 
-def make_anchors(layers: tuple[tuple[int, int], ...]) -> Array:
-    """Return the centres (N, 2), 0 to 1, that a detector's boxes count from; a layer is (cells, boxes a cell)."""
+def make_anchors(height: int, width: int, layers: tuple[tuple[int, int], ...]) -> Array:
+    """Return the centres (N, 2), in pixels, that boxes count from; a layer is (pixels, boxes) of a cell."""
     parts = []
-    for cells, boxes in layers:
-        centres = (np.arange(cells) + 0.5) / cells
-        x, y = np.meshgrid(centres, centres)
+    for step, boxes in layers:
+        x, y = np.meshgrid(np.arange(step / 2, width, step), np.arange(step / 2, height, step))
         parts.append(np.stack((x, y), -1).reshape(-1, 1, 2).repeat(boxes, 1).reshape(-1, 2))
     return np.concatenate(parts)
 
@@ -248,31 +250,38 @@ def merge(scores: Array, shapes: Array, least: float = 0.3) -> list[tuple[float,
 
 
 class Detector:
-    """One of the two detectors: pictures to `Detection`s."""
+    """One of the two detectors: pictures to `Detection`s. Nothing but convolutions: any size does.
+
+    Attributes:
+        side: of the pictures it was made for, in pixels.
+    """
 
     def __init__(self, graph: Any, side: int, layers: tuple[tuple[int, int], ...]) -> None:
-        """Keep the graph, the side of its picture in pixels, and its anchors."""
-        self.graph, self.side, self.anchors = graph, side, make_anchors(layers)
+        """Keep the graph and the layers of its anchors."""
+        self.graph, self.side, self.layers = graph, side, layers
 
     def __call__(self, pictures: Array, least: float = 0.5) -> list[list[Detection]]:
-        """Return what is seen in pictures (B, side, side, 3) uint8, the surest first."""
+        """Return what is seen in each of some pictures, the surest first.
+
+        Args:
+            pictures: (B, H, W, 3) uint8, H and W multiples of 32.
+            least: the lowest score that counts.
+        """
         import torch
 
         images = torch.from_numpy(pictures.astype(np.float32) / 127.5 - 1.0).permute(0, 3, 1, 2)
         outputs = [output.numpy().astype(np.float64) for output in self.graph(images)]
         shapes, scores = sorted(outputs, key=lambda output: -output.shape[-1])
-        return [self.decode(*pair, least) for pair in zip(shapes, scores[..., 0], strict=True)]
-
-    def decode(self, shapes: Array, scores: Array, least: float) -> list[Detection]:
-        """Return the detections of raw outputs (N, 16) and (N,)."""
-        scores = 1.0 / (1.0 + np.exp(-scores.clip(-100, 100)))
-        sure = scores >= least
-        shapes = shapes[sure].reshape(-1, 8, 2)  # centre, size, six key points
-        anchors = self.anchors[sure, None]
-        centre, half = shapes[:, :1] + anchors * self.side, shapes[:, 1:2] / 2
-        keys = shapes[:, 2:] + anchors * self.side
-        shapes = np.concatenate((centre - half, centre + half, keys), 1)
-        return [Detection(score, shape[:2], shape[2:]) for score, shape in merge(scores[sure], shapes)]
+        anchors = make_anchors(*pictures.shape[1:3], self.layers)
+        found = []
+        for raw, score in zip(shapes, 1.0 / (1.0 + np.exp(-scores[..., 0].clip(-100, 100))), strict=True):
+            sure = score >= least
+            shape = raw[sure].reshape(-1, 8, 2)  # centre, size, six key points
+            shape[:, [0, 2, 3, 4, 5, 6, 7]] += anchors[sure, None]
+            centre, half = shape[:, 0], shape[:, 1] / 2
+            shape[:, 0], shape[:, 1] = centre - half, centre + half
+            found.append([Detection(score, one[:2], one[2:]) for score, one in merge(score[sure], shape)])
+        return found
 
 
 class FaceModels:
@@ -288,39 +297,57 @@ class FaceModels:
         from tinybeauty.graphs import Graph
 
         near, far, self.mesh = (Graph((folder / name).read_bytes()) for name in FILES)
-        self.near = Detector(near, 128, ((16, 2), (8, 6)))
-        self.far = Detector(far, 192, ((48, 1),))
+        self.near = Detector(near, 128, ((8, 2), (16, 6)))
+        self.far = Detector(far, 192, ((4, 1),))
 
-    def find_mesh(self, picture: Array, square: Array) -> Mesh:
-        """Return the mesh of a face.
+    def find_meshes(self, picture: Array, squares: Array) -> list[Mesh]:
+        """Return the mesh of a face for each of some squares around it.
 
         Args:
             picture: (H, W, 3) uint8; outside it its border goes on.
-            square: (3, 2): its top left corner and the vectors along its upper and its left side, in pixels.
+            squares: (B, 3, 2): top left corner, vectors along the upper and the left side, in pixels.
         """
         import torch
         from torch.nn import functional
 
-        corner, right, down = square
         height, width = picture.shape[:2]
+        corners, right, down = (squares[:, index, None, None] for index in range(3))
         steps = np.arange(MESH_SIDE) / MESH_SIDE
-        # MediaPipe counts pixels from their centres here, which matters where the square is far from 192 px.
-        where = corner + steps[None, :, None] * right + steps[:, None, None] * down
+        # MediaPipe counts pixels from their centres here, which matters where a square is far from 192 px.
+        where = corners + steps[:, None] * right + steps[:, None, None] * down
         where = where / (width - 1, height - 1) * 2 - 1
-        image = torch.from_numpy(np.ascontiguousarray(picture)).permute(2, 0, 1)[None].float()
-        grid = torch.from_numpy(where[None].astype(np.float32))
+        image = torch.tensor(picture, dtype=torch.float32).permute(2, 0, 1)
+        grid = torch.from_numpy(where.astype(np.float32))
         with torch.inference_mode():
-            cut = functional.grid_sample(image, grid, padding_mode="border", align_corners=True)
+            images = image.expand(len(squares), -1, -1, -1)
+            cut = functional.grid_sample(images, grid, padding_mode="border", align_corners=True)
             outputs = self.mesh(cut.round_() / 255.0)
-        mesh, lips, *eyes, flag = [output.double().numpy().ravel() for output in outputs]
+        rows = [output.double().flatten(1).numpy() for output in outputs]
+        return [
+            self.decode_mesh([row[index] for row in rows], square) for index, square in enumerate(squares)
+        ]
+
+    def decode_mesh(self, outputs: list[Array], square: Array) -> Mesh:
+        """Return the mesh in the picture's pixels from outputs: mesh, lips, eyes, irises, flag."""
+        mesh, lips, left, right, *irises, flag = outputs
         points = np.empty((478, 3))
         points[:468] = mesh.reshape(468, 3)
-        contours = self.mesh.subsets  # lips, eyes: the numbers of their points
-        for numbers, part in zip(contours, (lips, *eyes[:2]), strict=True):
+        contours = self.mesh.subsets  # of the lips and the eyes: the numbers of their points
+        for numbers, part in zip(contours, (lips, left, right), strict=True):
             points[numbers, :2] = part.reshape(-1, 2)
-        for first, numbers, iris in zip((468, 473), contours[1:], eyes[2:], strict=True):
+        for first, numbers, iris in zip((468, 473), contours[1:], irises, strict=True):
             points[first : first + 5, :2] = iris.reshape(5, 2)
-            points[first : first + 5, 2] = points[numbers[:16], 2].mean()  # of the eye's edge
+            points[first : first + 5, 2] = points[numbers[:16], 2].mean()  # the edge of the eye
         points /= MESH_SIDE
-        moved = corner + points[:, :1] * right + points[:, 1:2] * down
-        return Mesh(moved, points[:, 2] * float(np.hypot(*right)), float(1.0 / (1.0 + np.exp(-flag[0]))))
+        moved = square[0] + points[:, :2] @ square[1:]
+        return Mesh(moved, points[:, 2] * float(np.hypot(*square[1])), float(1.0 / (1.0 + np.exp(-flag[0]))))
+
+
+@cache
+def load_face_models(folder: Path | None = None) -> FaceModels:
+    """Return the models of a folder, or of the user's cache, loaded once a process; fetched first if need be.
+
+    Raises:
+        UserError: they cannot be had.
+    """
+    return FaceModels(fetch_face_models(folder))
