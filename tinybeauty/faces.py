@@ -50,7 +50,7 @@ ROUNDS = 3  # of four looks: the squares of turned photos are at most 0.6 px off
 REACH = (0.03, 0.03, 0.06, 0.1)  # how far off the middle: right, down, size, angle in radians
 MIN_PRESENCE = 0.5
 MAX_APART = 0.4  # from the detector's eyes, nose and mouth to the mesh's, in eye distances
-MAX_SHAKEN = 0.1  # of the mesh's landmarks from look to look, in eye distances
+MAX_SHAKEN = 0.05  # of the mesh's landmarks from look to look, in eye distances
 SURE = 0.6  # score of a detector from which on it is said what became of it
 
 
@@ -268,8 +268,9 @@ def find_faces(photo: Image.Image, models: FaceModels | None = None, rounds: int
             break
     left_out = []
     for seed, reason in failed:
-        if seed.score >= SURE and not any(is_same(seed.box, other.box) for other, _ in faces):
-            x, y = seed.box.mean(0)
+        x, y = seed.box.mean(0)
+        apart = [np.abs(other.box.mean(0) - (x, y)).max() / np.ptp(other.box[:, 0]) for other, _ in faces]
+        if seed.score >= SURE and min(apart, default=1.0) > 0.75:  # nearer, it is a part of a face
             left_out.append(f"something like a face at ({x:.0f}, {y:.0f}): {reason}")
     ordered = sorted(
         (face for _, face in faces), key=lambda face: -float(np.hypot(*(face.quad[3] - face.quad[0])))
