@@ -10,11 +10,11 @@ import math
 import numpy as np
 from PIL import Image
 
+from tinybeauty.landmarks import DLIB_EYES, MOUTH_CORNERS
+
 Array = np.ndarray
 
-# Landmarks: the six points of dlib's 68 around each eye, and the corners of the mouth.
-DLIB_EYES = ((33, 160, 158, 133, 153, 144), (362, 385, 387, 263, 373, 380))
-MOUTH_CORNERS = (61, 291)
+Part = tuple[slice, slice]  # rows and columns of a full image
 SAME_SQUARE = 0.03  # a picture this near to its face's FFHQ square, in its width, is aligned already
 
 
@@ -59,6 +59,13 @@ def soften(image: Array, radius_px: float) -> Array:
     small = max(round(width / (1.5 * radius_px)), 2), max(round(height / (1.5 * radius_px)), 2)
     reduced = Image.fromarray(image.astype(np.float32)).resize(small, Image.Resampling.BILINEAR)
     return np.asarray(reduced.resize((width, height), Image.Resampling.BICUBIC))
+
+
+def window(points: Array, margin: float, shape: tuple[int, int]) -> Part:
+    """Return the part of an image (H, W) that holds all points and `margin` pixels around them."""
+    low, high = np.floor(points.min(0) - margin), np.ceil(points.max(0) + margin)
+    (left, top), (right, bottom) = low.clip(0, shape[::-1]), high.clip(0, shape[::-1])
+    return slice(int(top), int(bottom)), slice(int(left), int(right))
 
 
 def pad_mirrored(pixels: Array, pad: tuple[int, int, int, int], side: float) -> Array:

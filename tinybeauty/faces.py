@@ -18,23 +18,56 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from tinybeauty.alignment import DLIB_EYES, MOUTH_CORNERS, align, find_quad, find_square, find_way_back
+from tinybeauty.alignment import (
+    Array,
+    Part,
+    align,
+    find_quad,
+    find_square,
+    find_way_back,
+    pad_mirrored,
+    soften,
+    window,
+)
 from tinybeauty.errors import LeftOut
-from tinybeauty.views import OUTER_CORNERS, cut_view, find_frame, look_turned, make_square, shrink_onto
+from tinybeauty.landmarks import (
+    BARE_SKIN,
+    BROW_BASE,
+    BROW_TOP,
+    CHEEK,
+    CHIN,
+    DLIB_EYES,
+    EYE_CORNERS,
+    FACE_OVAL,
+    FOREHEAD,
+    LIPS_INNER,
+    LIPS_OUTER,
+    LOWER_LID,
+    MOUTH_CORNERS,
+    NOSE_TIP,
+    UPPER_LID,
+    read_landmarks,
+)
+from tinybeauty.views import (
+    choose_places,
+    cut_view,
+    find_frame,
+    look_closely,
+    look_turned,
+    make_square,
+    shrink_onto,
+)
 
 if TYPE_CHECKING:
     from tinybeauty.face_models import Detection, FaceModels
 
-__all__ = ["Face", "Found", "align", "find_faces", "find_quad", "find_square", "find_way_back", "track"]
-
-Array = np.ndarray
-
-# Numbers of MediaPipe's face mesh. "Left" is left in the picture; outer corner first, then to the nose.
-# Source: mediapipe/python/solutions/face_mesh_connections.py, release 0.10.21.
-UPPER_LID = ((33, 246, 161, 160, 159, 158, 157, 173, 133), (263, 466, 388, 387, 386, 385, 384, 398, 362))
-LIPS_OUTER = (61, 185, 40, 39, 37, 0, 267, 269, 270, 409, 291, 375, 321, 405, 314, 17, 84, 181, 91, 146)
-BARE_SKIN = (50, 101, 118, 205, 280, 330, 347, 425, 9, 151, 108, 337, 195, 5)  # no hair grows there
-NOSE_TIP = 1
+# What alignment and landmarks have comes from here too: whoever deals with faces needs one import.
+__all__ = [
+    "BARE_SKIN", "BROW_BASE", "BROW_TOP", "CHEEK", "FACE_OVAL", "LIPS_INNER", "LIPS_OUTER", "LOWER_LID",
+    "MAX_FACES", "UPPER_LID", "Array", "Face", "Found", "Part", "align", "check_colours", "check_face",
+    "check_shape", "check_sharpness", "find_faces", "find_landmarks", "find_quad", "find_square",
+    "find_way_back", "pad_mirrored", "read_landmarks", "soften", "track", "window",
+]  # fmt: skip
 
 # ======================================================================================================
 # Finding
@@ -43,11 +76,9 @@ NOSE_TIP = 1
 MIN_BOX = 52  # of a detector's box in pixels: that of a face whose square has 100 px
 SMALLEST = 13  # pixels of a box in what the far detector looks at; it still sees 17 of 17
 MAX_LOOK = 768  # pixels of the longer side of what the far detector looks at: it takes its time
-VIEW = 288  # pixels of the upright picture of one face, half as wide again as the square the mesh looks at
 # One look of the mesh is off by 1 to 3 px of 256, by chance: it depends on every fraction of a pixel. So it
 # looks from several places around the middle, and the mean counts.
 ROUNDS = 3  # of four looks: the squares of turned photos are at most 0.6 px off; 2: 0.8 px, 1: 1.3 px
-REACH = (0.03, 0.03, 0.06, 0.1)  # how far off the middle: right, down, size, angle in radians
 MIN_PRESENCE = 0.5
 MAX_APART = 0.4  # from the detector's eyes, nose and mouth to the mesh's, in eye distances
 MAX_SHAKEN = 0.05  # of the mesh's landmarks from look to look, in eye distances
@@ -154,35 +185,6 @@ def look_upright(photo: Image.Image, models: FaceModels, seed: Detection) -> Det
     return seed
 
 
-def choose_places(number: int) -> Array:
-    """Return where the mesh looks in a round (4, 4): right, down, size, angle, balanced around (0, 0, 1, 0).
-
-    Source: Roberts 2018, "The Unreasonable Effectiveness of Quasirandom Sequences", R4.
-    """
-    steps = np.array((0.8566749, 0.7338919, 0.6287067, 0.5385973))
-    first, second = ((np.array((2 * number + 1, 2 * number + 2))[:, None] * steps) % 1.0 * 2 - 1) * REACH
-    return np.stack((first, -first, second, -second)) + np.array((0, 0, 1, 0))
-
-
-def look_closely(
-    photo: Image.Image, models: FaceModels, square: Array, places: Array
-) -> tuple[Array, Array, list[float]]:
-    """Return a face's landmarks and depths (N, 478, 3), in the photo's pixels, and how sure the mesh is.
-
-    Args:
-        photo: the photo.
-        models: the models.
-        square: (3, 2) around the face.
-        places: (N, 4) to look from: right, down, size and angle off the square.
-    """
-    view, (corner, right, down) = cut_view(photo, square, VIEW, 1.5)
-    axes, side = np.stack((right, down)) / VIEW, VIEW / 1.5
-    squares = [make_square(VIEW / 2 + side * place[:2], side * place[2], place[3]) for place in places]
-    meshes = models.find_meshes(view, np.stack(squares))
-    looks = [np.c_[mesh.points @ axes + corner, mesh.depths * np.hypot(*axes[0])] for mesh in meshes]
-    return np.stack(looks), [mesh.presence for mesh in meshes]
-
-
 def check_plausible(points: Array) -> None:
     """Refuse what is no face: eyes, nose, mouth and chin are not in their order from top to bottom.
 
@@ -192,7 +194,13 @@ def check_plausible(points: Array) -> None:
     eyes = np.stack([points[list(eye)].mean(0) for eye in DLIB_EYES])
     across = eyes[1] - eyes[0]
     down = np.array((-across[1], across[0]))
-    rows = [points[10], eyes.mean(0), points[NOSE_TIP], points[list(MOUTH_CORNERS)].mean(0), points[152]]
+    rows = [
+        points[FOREHEAD],
+        eyes.mean(0),
+        points[NOSE_TIP],
+        points[list(MOUTH_CORNERS)].mean(0),
+        points[CHIN],
+    ]
     heights = np.array([row @ down for row in rows]) / max(across @ across, 1e-6)
     if (np.diff(heights) < 0.05).any() or not 0.5 < heights[3] - heights[1] < 2.5:
         raise LeftOut("its landmarks are no face's")
@@ -278,6 +286,11 @@ def find_faces(photo: Image.Image, models: FaceModels | None = None, rounds: int
     return Found(ordered, list(dict.fromkeys(left_out)))
 
 
+def find_landmarks(photo: Image.Image) -> list[Array]:
+    """Return the landmarks (478, 2) of every face in a photo, the largest face first."""
+    return [face.points for face in find_faces(photo).faces]
+
+
 def track(frame: Image.Image, models: FaceModels, points: Array, places: int = 1) -> Face | None:
     """Return a face near to where it was in the frame before, without a detector; None if it is not there.
 
@@ -306,14 +319,11 @@ MAX_TURN = 0.45  # nose's shift from the middle of the eyes, in their distance; 
 MIN_SHARPNESS = 0.08  # 863 sharp portraits have 0.23 to 0.96; blurred by 2 px of 256 they have 0.04 to 0.11
 SHAPES = (0.50, 1.10)  # 863 portraits have 0.53 to 1.01; made wider by a third, 17 photos have 0.95 to 1.60
 MIN_COLOUR = 3.0
+MAX_FACES = 8  # of a photo, where pairs are made
 
 
-def check_face(size: tuple[int, int], points: Array) -> None:
+def check_face(photo: Image.Image, points: Array) -> None:
     """Refuse a face that shows too little of the makeup.
-
-    Args:
-        size: the photo's width and height.
-        points: (478, 2)
 
     Raises:
         LeftOut: it is too small, cut off or turned away.
@@ -323,7 +333,7 @@ def check_face(size: tuple[int, int], points: Array) -> None:
     if side < MIN_SIDE:
         raise LeftOut(f"too small: the face's square has {side:.0f} px, {MIN_SIDE} are needed")
     inner = points[[*BARE_SKIN, *LIPS_OUTER, *UPPER_LID[0], *UPPER_LID[1]]]
-    if (inner < 0).any() or (inner > size).any():
+    if (inner < 0).any() or (inner > photo.size).any():
         raise LeftOut("cut off: eyes, mouth or cheeks lie outside the picture")
     left, right = points[UPPER_LID[0][0]], points[UPPER_LID[1][0]]
     across = right - left
@@ -341,7 +351,7 @@ def check_shape(face: Face) -> None:
         LeftOut: no face is as wide, or as narrow.
     """
     points = np.c_[face.points, face.depths]  # with depths, so that a turned face is no narrower
-    left, right, top, chin = points[OUTER_CORNERS[0]], points[OUTER_CORNERS[1]], points[10], points[152]
+    left, right, top, chin = points[EYE_CORNERS[0]], points[EYE_CORNERS[1]], points[FOREHEAD], points[CHIN]
     mouth = points[list(MOUTH_CORNERS)].mean(0)
     eyes = np.linalg.norm(right - left)
     shape = float(eyes**2 / (np.linalg.norm(top - chin) * np.linalg.norm((left + right) / 2 - mouth)))
@@ -352,28 +362,29 @@ def check_shape(face: Face) -> None:
         )
 
 
-def check_picture(picture: Image.Image, points: Array) -> None:
-    """Refuse an aligned face that is blurred or has no colours.
-
-    Blurred: edges of a pixel's width at 256 px, relative to the contrast. Grey: how far apart red, green and
-    blue lie, in levels of 255; lips would turn red on grey skin.
+def check_sharpness(picture: Image.Image, points: Array) -> None:
+    """Refuse an aligned face that is blurred: edges of a pixel width at 256 px, relative to its contrast.
 
     Raises:
-        LeftOut: it is blurred, or grey.
+        LeftOut: it is blurred.
     """
     grey = np.asarray(picture.convert("L").resize((256, 256), Image.Resampling.LANCZOS), np.float32)
-    scale = 256 / picture.width
-    (left, top), (right, bottom) = (
-        np.clip(edge, 0, 254).astype(int).tolist()
-        for edge in (np.floor(points.min(0) * scale), np.ceil(points.max(0) * scale))
-    )
-    part = slice(top, bottom), slice(left, right)
+    part = window(points * 256 / picture.width, 0, (254, 254))
     around = grey[:-2, 1:-1] + grey[2:, 1:-1] + grey[1:-1, :-2] + grey[1:-1, 2:]
     edges = (4 * grey[1:-1, 1:-1] - around)[part]
     sharpness = float(np.sqrt((edges**2).mean()) / max(grey[part].std(), 1e-3))
     if sharpness < MIN_SHARPNESS:
         raise LeftOut(f"blurred: sharpness {sharpness:.3f}, {MIN_SHARPNESS} is needed")
-    colours = np.asarray(picture.resize((256, 256), Image.Resampling.BILINEAR), np.float32)[part]
-    colour = float(np.ptp(colours, axis=2).mean())
+
+
+def check_colours(picture: Image.Image, points: Array) -> None:
+    """Refuse an aligned face without colours, whose lips would turn red on grey skin.
+
+    Raises:
+        LeftOut: red, green and blue lie too near to each other, in levels of 255.
+    """
+    pixels = np.asarray(picture.resize((256, 256), Image.Resampling.BILINEAR), np.float32)
+    part = window(points * 256 / picture.width, 0, (256, 256))
+    colour = float(np.ptp(pixels[part], axis=2).mean())
     if colour < MIN_COLOUR:
         raise LeftOut(f"grey: red, green and blue differ by {colour:.1f} of 255, {MIN_COLOUR} are needed")

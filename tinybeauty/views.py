@@ -9,11 +9,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
+from tinybeauty.landmarks import EYE_CORNERS
+
 if TYPE_CHECKING:
-    from tinybeauty.face_models import Detection, Detector
+    from tinybeauty.face_models import Detection, Detector, FaceModels
 
 Array = np.ndarray
-OUTER_CORNERS = (33, 263)  # landmarks: of the eyes
+VIEW = 288  # pixels of the upright picture of one face, half as wide again as the square the mesh looks at
+REACH = (0.03, 0.03, 0.06, 0.1)  # how far off the middle: right, down, size, angle in radians
 
 
 def make_square(centre: Array, side: float, angle: float) -> Array:
@@ -29,7 +32,7 @@ def find_frame(points: Array) -> Array:
     Source: mediapipe/modules/face_landmark/face_landmark_landmarks_to_roi.pbtxt, but in the face's own axes,
     so that it turns with the face.
     """
-    across = points[OUTER_CORNERS[1]] - points[OUTER_CORNERS[0]]
+    across = points[EYE_CORNERS[1]] - points[EYE_CORNERS[0]]
     angle = float(np.arctan2(across[1], across[0]))
     axes = np.array(((np.cos(angle), -np.sin(angle)), (np.sin(angle), np.cos(angle))))
     turned = points @ axes
@@ -105,3 +108,32 @@ def look_turned(
                 corners = one.box @ way + shift
                 box = np.stack((corners.min(0), corners.max(0)))
                 yield turns[index], replace(one, box=box, keys=one.keys @ way + shift)
+
+
+def choose_places(number: int) -> Array:
+    """Return where the mesh looks in a round (4, 4): right, down, size, angle, balanced around (0, 0, 1, 0).
+
+    Source: Roberts 2018, "The Unreasonable Effectiveness of Quasirandom Sequences", R4.
+    """
+    steps = np.array((0.8566749, 0.7338919, 0.6287067, 0.5385973))
+    first, second = ((np.array((2 * number + 1, 2 * number + 2))[:, None] * steps) % 1.0 * 2 - 1) * REACH
+    return np.stack((first, -first, second, -second)) + np.array((0, 0, 1, 0))
+
+
+def look_closely(
+    photo: Image.Image, models: FaceModels, square: Array, places: Array
+) -> tuple[Array, Array, list[float]]:
+    """Return a face's landmarks and depths (N, 478, 3), in the photo's pixels, and how sure the mesh is.
+
+    Args:
+        photo: the photo.
+        models: the models.
+        square: (3, 2) around the face.
+        places: (N, 4) to look from: right, down, size and angle off the square.
+    """
+    view, (corner, right, down) = cut_view(photo, square, VIEW, 1.5)
+    axes, side = np.stack((right, down)) / VIEW, VIEW / 1.5
+    squares = [make_square(VIEW / 2 + side * place[:2], side * place[2], place[3]) for place in places]
+    meshes = models.find_meshes(view, np.stack(squares))
+    looks = [np.c_[mesh.points @ axes + corner, mesh.depths * np.hypot(*axes[0])] for mesh in meshes]
+    return np.stack(looks), [mesh.presence for mesh in meshes]
