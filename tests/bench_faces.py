@@ -2,9 +2,10 @@
 
     python tests/bench_faces.py PHOTOS [--mediapipe mp/bin/python] [--tries 500]
 
-Differences of squares are the largest of a corner, in pixels of the aligned picture of 256. `--mediapipe` is the Python
-of an environment that has MediaPipe 0.10.21 (record_faces.py says how): then what the mesh saw is compared with
-MediaPipe's own graph, given the same pictures and the same squares, and with MediaPipe left alone with the photo.
+Differences of squares are the largest of a corner, in pixels of the aligned picture of 256. `--mediapipe` is
+the Python of an environment that has MediaPipe 0.10.21 (record_faces.py says how): then what the mesh saw is
+compared with MediaPipe's own graph, given the same pictures and squares, and with MediaPipe left alone with
+the photo.
 """
 
 from __future__ import annotations
@@ -73,14 +74,12 @@ def measure_turned(photos: dict[str, Image.Image], quads: dict[str, Array], mode
           f"95 of 100 within {np.quantile(off, 0.95):.2f} px", flush=True)  # fmt: skip
 
 
-def make_try(photos: dict[str, Image.Image], quads: dict[str, Array]) -> tuple[Image.Image, list[Array]]:
-    """Return a picture of one or two photos, turned, mirrored, of any size, and the squares in it."""
-    names = random.sample(sorted(photos), random.choice((1, 1, 2)))
+def make_try(photos: list[tuple[Image.Image, Array]]) -> tuple[Image.Image, list[Array]]:
+    """Return a picture of one or two photos, turned, of any size, and the squares in it."""
+    names = random.sample(range(len(photos)), random.choice((1, 1, 2)))
     parts = []
     for name in names:
-        photo, quad = photos[name], quads[name]
-        if random.random() < 0.5:
-            photo, quad = mirror(photo, quad)
+        photo, quad = photos[name]
         scale = random.uniform(0.3, 1.0) if len(names) > 1 else 1.0
         photo = photo.resize([round(side * scale) for side in photo.size], Image.Resampling.LANCZOS)
         parts.append(turn(photo, random.uniform(-180, 180), quad * scale))
@@ -90,7 +89,7 @@ def make_try(photos: dict[str, Image.Image], quads: dict[str, Array]) -> tuple[I
     left, expected = 0, []
     for part, quad in parts:
         sheet.paste(part, (left, 0))
-        expected.append(quad + (left, 0))
+        expected.append(quad + np.array((left, 0)))
         left += part.width
     return sheet, expected
 
@@ -100,10 +99,19 @@ def measure_tries(
 ) -> None:
     """Print how many squares are wrong (no face within 4 px of 256) or missing among random pictures."""
     random.seed(0)
+    upright, mirrored_off = [(photos[name], quads[name]) for name in photos], []
+    for photo, quad in list(upright):
+        mirrored, expected = mirror(photo, quad)
+        # MediaPipe's mesh is not the same for left and right: a mirrored photo has squares of its own.
+        for face in find_faces(mirrored, models).faces[:1]:
+            mirrored_off.append(compare(face.quad, expected))
+            upright.append((mirrored, face.quad))
+    print(f"mirrored: {len(mirrored_off)} faces, squares differ by {np.median(mirrored_off):.2f} px (median), "
+          f"{max(mirrored_off):.2f} px at most", flush=True)  # fmt: skip
     wrong = missing = total = 0
     off = []
     for _ in range(tries):
-        sheet, expected = make_try(photos, quads)
+        sheet, expected = make_try(upright)
         faces = find_faces(sheet, models).faces
         wrong += sum(min(compare(face.quad, quad) for quad in expected) > 4 for face in faces)
         best = [min((compare(face.quad, quad) for face in faces), default=np.inf) for quad in expected]
@@ -134,24 +142,21 @@ def measure_mediapipe(
     answers = iter(json.loads(result.stdout))
     for name, views in shown.items():
         ours, theirs = [], []
-        for picture, _, meshes in views:
-            recorded = [np.array(mesh)[:, :2] for mesh in next(answers)["meshes"]]
-            scale = np.hypot(*(faces[name].quad[3] - faces[name].quad[0]))
+        for _, _, meshes in views:
             ours += [mesh.points for mesh in meshes]
-            theirs += recorded
-            points_off += [np.abs(a.points - b).max() for a, b in zip(meshes, recorded, strict=True)]
-            side = [np.hypot(*(find_quad(mesh)[3] - find_quad(mesh)[0])) for mesh in recorded]
-            points_off[-len(meshes) :] = [
-                o * scale / s for o, s in zip(points_off[-len(meshes) :], side, strict=True)
-            ]
+            theirs += [np.array(mesh)[:, :2] for mesh in next(answers)["meshes"]]
+        side = np.hypot(*(faces[name].quad[3] - faces[name].quad[0]))
+        for one, other in zip(ours, theirs, strict=True):
+            quad = find_quad(other)
+            points_off.append(np.abs(one - other).max() * side / np.hypot(*(quad[3] - quad[0])))
         # The first two looks only find the middle.
         squares_off.append(compare(find_quad(np.mean(ours[2:], 0)), find_quad(np.mean(theirs[2:], 0))))
         alone = next(answers)["alone"]
         alone_off += [compare(faces[name].quad, find_quad(np.array(face)[:, :2])) for face in alone[:1]]
-    print(f"MediaPipe's graph, same pictures and squares ({len(points_off)} looks): largest difference of a point "
-          f"{max(points_off):.2f} px of the photo, of a face's square {max(squares_off):.2f} px")  # fmt: skip
-    print(f"MediaPipe alone with the photo: {len(alone_off)} faces, squares differ by {np.median(alone_off):.2f} px "
-          f"(median), {max(alone_off):.2f} px at most")  # fmt: skip
+    print(f"MediaPipe's graph, same pictures and squares ({len(points_off)} looks): largest difference of a "
+          f"point {max(points_off):.2f} px of the photo, of a face's square {max(squares_off):.2f} px")  # fmt: skip
+    print(f"MediaPipe alone with the photo: {len(alone_off)} faces, squares differ by "
+          f"{np.median(alone_off):.2f} px (median), {max(alone_off):.2f} px at most")  # fmt: skip
 
 
 def main() -> None:
@@ -181,8 +186,9 @@ def main() -> None:
         if found.faces:
             photos[name], faces[name], shown[name] = photo, found.faces[0], models.shown
     quads = {name: face.quad for name, face in faces.items()}
+    scores = [face.score for face in faces.values()]
     print(f"{len(faces)} of {len(paths)} photos have a face; {1000 * np.median(times):.0f} ms each (median), "
-          f"{1000 * min(times):.0f} ms at best, one thread; scores from {min(f.score for f in faces.values()):.2f}",
+          f"{1000 * min(times):.0f} ms at best, one thread; scores from {min(scores):.2f}",
           flush=True)  # fmt: skip
     if flags.mediapipe:
         measure_mediapipe({name: paths[name] for name in faces}, shown, faces, flags.mediapipe)

@@ -1,13 +1,13 @@
 """What MediaPipe 0.10.21 itself sees; runs in an environment of its own (Python 3.9 to 3.12).
 
     python3.11 -m venv mp && mp/bin/pip install mediapipe==0.10.21
-    echo '[{"picture": "face.png", "squares": [[[x, y], [x, y], [x, y]]]}]' | mp/bin/python tests/record_faces.py
+    echo '[{"picture": "a.png", "squares": [[[x, y], [x, y], [x, y]]]}]' | mp/bin/python tests/record_faces.py
 
-A square is its top left corner and the vectors along its upper and its left side, in pixels. Prints a list with, for
-each picture: `near` and `far`, what the two detectors see ([score, six key points]); `alone`, the landmarks of
-every face as `FaceMesh(static_image_mode=True, refine_landmarks=True)` finds them in the whole picture; `meshes`,
-the landmarks [x, y, z] in each square, by MediaPipe's graph FaceLandmarkCpu. All in pixels of the picture.
-`bench_faces.py` calls it, and `faces.json` beside it was made with it.
+A square is its top left corner and the vectors along its upper and its left side, in pixels. Prints a list
+with, for each picture: `near` and `far`, what the two detectors see ([score, six key points]); `alone`, the
+landmarks of every face as `FaceMesh(static_image_mode=True, refine_landmarks=True)` finds them in the whole
+picture; `meshes`, the landmarks [x, y, z] in each square, by MediaPipe's graph FaceLandmarkCpu. All in pixels
+of the picture. `bench_faces.py` calls it, and so does `test_faces.py` to record faces.json.
 """
 
 import json

@@ -131,6 +131,9 @@ def find_seeds(photo: Image.Image, models: FaceModels, thoroughly: bool) -> list
     if thoroughly:
         looks.append((models.near, shrink_onto(photo, 64, 128), (0, 1, 2, 3)))
     looks.append((models.far, shrink_onto(photo, longer, 32), (0, 1, 2, 3) if thoroughly else (0,)))
+    if not thoroughly:  # few small faces lie on their side or upside down: at half the size
+        half = max(-(-longer // 64) * 32, 192)
+        looks.append((models.far, shrink_onto(photo, half, 32), (1, 2, 3)))
     seen = []
     for detector, (picture, scale), turns in looks:
         for _, one in look_turned(detector, picture, turns, 0.5):
@@ -317,8 +320,8 @@ def track(frame: Image.Image, models: FaceModels, points: Array, places: int = 1
 MIN_SIDE = 100  # of the FFHQ square in pixels: a smaller face shows no eyeliner
 MAX_TURN = 0.45  # nose's shift from the middle of the eyes, in their distance; about 45 degrees
 MIN_SHARPNESS = 0.08  # 863 sharp portraits have 0.23 to 0.96; blurred by 2 px of 256 they have 0.04 to 0.11
-SHAPES = (0.50, 1.10)  # 863 portraits have 0.53 to 1.01; made wider by a third, 17 photos have 0.95 to 1.60
-MIN_COLOUR = 3.0
+SHAPES = (0.735, 0.985)  # 863 portraits have 0.743 to 0.971; of those made wider by a third 96 % are outside
+MIN_COLOUR = 4.0  # 863 portraits have 17 to 109, grey photos 0, or 1 after JPEG
 MAX_FACES = 8  # of a photo, where pairs are made
 
 
@@ -351,14 +354,15 @@ def check_shape(face: Face) -> None:
         LeftOut: no face is as wide, or as narrow.
     """
     points = np.c_[face.points, face.depths]  # with depths, so that a turned face is no narrower
-    left, right, top, chin = points[EYE_CORNERS[0]], points[EYE_CORNERS[1]], points[FOREHEAD], points[CHIN]
-    mouth = points[list(MOUTH_CORNERS)].mean(0)
-    eyes = np.linalg.norm(right - left)
-    shape = float(eyes**2 / (np.linalg.norm(top - chin) * np.linalg.norm((left + right) / 2 - mouth)))
+    left, right = points[EYE_CORNERS[0]], points[EYE_CORNERS[1]]
+    eyes, height = np.linalg.norm(right - left), np.linalg.norm(points[FOREHEAD] - points[CHIN])
+    middle = np.linalg.norm((left + right) / 2 - points[list(MOUTH_CORNERS)].mean(0))
+    width = np.linalg.norm(points[CHEEK[0][3]] - points[CHEEK[1][3]])
+    shape = float(np.cbrt(eyes / height * eyes / middle * width / height))
     if not SHAPES[0] <= shape <= SHAPES[1]:
         how = "narrower" if shape < SHAPES[0] else "wider"
         raise LeftOut(
-            f"squeezed: a photo made {how} than it was (eyes to face {shape:.2f}, {SHAPES[0]} to {SHAPES[1]})"
+            f"squeezed: made {how} than it was; width to height {shape:.2f}, {SHAPES[0]} to {SHAPES[1]}"
         )
 
 

@@ -98,8 +98,16 @@ def move_points(points: Tensor, matrix: Tensor) -> Tensor:
     return points @ matrix[:, :2, :2].transpose(1, 2) + matrix[:, None, :2, 3]
 
 
-def make_convolution(weight: Tensor, bias: Tensor, options: Any, deep: bool) -> Operation:
-    """Return a convolution with its weight in PyTorch's layout; deep: each channel on its own."""
+def make_convolution(weight: Tensor, bias: Tensor, options: Any, deep: bool, padding: int) -> Operation:
+    """Return a convolution with its weight in PyTorch's layout.
+
+    Args:
+        weight: as in the file.
+        bias: (C,)
+        options: the file's.
+        deep: each channel on its own.
+        padding: pixels of zeros to add all around, besides those that the options ask for.
+    """
     import torch
     from torch.nn import functional
 
@@ -113,11 +121,11 @@ def make_convolution(weight: Tensor, bias: Tensor, options: Any, deep: bool) -> 
     kernel = tuple(weight.shape[2:])
     same = options.Padding() == 0 and kernel != (1, 1)
 
+    even = same and stride == (1, 1) and kernel[0] % 2 == 1 and kernel[0] == kernel[1]
+    padding += kernel[0] // 2 if even else 0
+
     def convolve(image: Tensor) -> Tensor:
-        padding = 0
-        if same and stride == (1, 1) and kernel[0] % 2 and kernel[0] == kernel[1]:
-            padding = kernel[0] // 2
-        elif same:
+        if same and not even:
             image = pad_as_tflite(image, kernel, stride)
         return functional.conv2d(image, weight, bias, stride, padding, 1, groups)
 
@@ -179,6 +187,7 @@ class Graph:
         self.input, self.outputs = self.graph.Inputs(0), self.graph.OutputsAsNumpy().tolist()
         self.constants: dict[int, torch.Tensor] = {}
         self.steps: list[tuple[int, Operation, list[int]]] = []
+        self.padded: dict[int, int] = {}
         self.subsets: list[list[int]] = []
         for number in range(self.graph.TensorsLength()):
             if self.model.Buffers(self.graph.Tensors(number).Buffer()).DataLength():
@@ -234,10 +243,17 @@ class Graph:
             self.constants[output] = self.constants[inputs[0]]
             return
         options = self.read_options(name, operator)
+        if name == "PAD" and self.constants[inputs[1]].tolist() == [[0, 0], [1, 1], [1, 1], [0, 0]]:
+            self.padded[output] = inputs[0]  # the convolution that follows does it on its way
+            return
+        padding = int(inputs[0] in self.padded)
+        if padding and name not in ("CONV_2D", "DEPTHWISE_CONV_2D"):
+            raise ValueError(f"the graph pads before {name}, which MediaPipe's face models do not")
+        inputs[0] = self.padded.get(inputs[0], inputs[0])
         constants = [self.constants.get(number) for number in inputs]
         if name == "Landmarks2TransformMatrix":
             self.subsets.append(options["subset_idxs"])
-        operation = self.find_operation(name, options, constants, output)
+        operation = self.find_operation(name, options, constants, output, padding)
         if name in (
             "CONV_2D",
             "DEPTHWISE_CONV_2D",
@@ -253,14 +269,16 @@ class Graph:
             operation, inputs = torch.relu_, [output]
         self.steps.append((output, operation, inputs))
 
-    def find_operation(self, name: str, options: Any, constants: list[Any], output: int) -> Operation:
+    def find_operation(
+        self, name: str, options: Any, constants: list[Any], output: int, padding: int
+    ) -> Operation:
         """Return what an operator does, as a function of those inputs that are no constants."""
         import torch
         from torch.nn import functional
 
         shape = tuple(self.graph.Tensors(output).ShapeAsNumpy().tolist())
         if name in ("CONV_2D", "DEPTHWISE_CONV_2D"):
-            return make_convolution(constants[1], constants[2], options, name != "CONV_2D")
+            return make_convolution(constants[1], constants[2], options, name != "CONV_2D", padding)
         if name == "PRELU":
             return partial(torch.prelu, weight=constants[1].flatten())
         if name == "PAD":  # PyTorch's order: the last axis first
