@@ -270,9 +270,10 @@ def shelf(tmp_path, monkeypatch) -> Path:
     """An empty place for wheels, the only one that pip looks at; and an empty cache."""
     for name in [name for name in os.environ if name.startswith("PIP_")]:
         monkeypatch.delenv(name)
-    for name, value in {"PIP_CONFIG_FILE": os.devnull, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(tmp_path / "shelf"),
-                        "XDG_CACHE_HOME": str(tmp_path / "cache")}.items():  # fmt: skip
-        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "shelf"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path / "shelf"
 
 

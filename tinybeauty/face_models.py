@@ -311,13 +311,13 @@ class FaceModels:
         from torch.nn import functional
 
         height, width = picture.shape[:2]
-        corners, right, down = (squares[:, index, None, None] for index in range(3))
-        steps = np.arange(MESH_SIDE) / MESH_SIDE
         # MediaPipe counts pixels from their centres here, which matters where a square is far from 192 px.
-        where = corners + steps[:, None] * right + steps[:, None, None] * down
-        where = where / (width - 1, height - 1) * 2 - 1
+        ends = squares / (width - 1, height - 1) * 2 - np.array((1, 0, 0))[:, None]  # -1 to 1 in the picture
+        corners, right, down = (ends[:, index, None, None].astype(np.float32) for index in range(3))
+        steps = (np.arange(MESH_SIDE) / MESH_SIDE).astype(np.float32)[:, None]
+        where = (corners + steps * right) + steps[:, None] * down
         image = torch.tensor(picture, dtype=torch.float32).permute(2, 0, 1)
-        grid = torch.from_numpy(where.astype(np.float32))
+        grid = torch.from_numpy(where)
         with torch.inference_mode():
             images = image.expand(len(squares), -1, -1, -1)
             cut = functional.grid_sample(images, grid, padding_mode="border", align_corners=True)
