@@ -106,8 +106,11 @@ def measure_tries(
         for face in find_faces(mirrored, models).faces[:1]:
             mirrored_off.append(compare(face.quad, expected))
             upright.append((mirrored, face.quad))
-    print(f"mirrored: {len(mirrored_off)} faces, squares differ by {np.median(mirrored_off):.2f} px (median), "
-          f"{max(mirrored_off):.2f} px at most", flush=True)  # fmt: skip
+    print(
+        f"mirrored: {len(mirrored_off)} faces, squares differ by {np.median(mirrored_off):.2f} px (median), "
+        f"{max(mirrored_off):.2f} px at most",
+        flush=True,
+    )
     wrong = missing = total = 0
     off = []
     for _ in range(tries):
@@ -153,8 +156,10 @@ def measure_mediapipe(
         squares_off.append(compare(find_quad(np.mean(ours[2:], 0)), find_quad(np.mean(theirs[2:], 0))))
         alone = next(answers)["alone"]
         alone_off += [compare(faces[name].quad, find_quad(np.array(face)[:, :2])) for face in alone[:1]]
-    print(f"MediaPipe's graph, same pictures and squares ({len(points_off)} looks): largest difference of a "
-          f"point {max(points_off):.2f} px of the photo, of a face's square {max(squares_off):.2f} px")  # fmt: skip
+    print(
+        f"MediaPipe's graph, same pictures and squares ({len(points_off)} looks): largest difference of a "
+        f"point {max(points_off):.2f} px of the photo, of a face's square {max(squares_off):.2f} px"
+    )
     print(f"MediaPipe alone with the photo: {len(alone_off)} faces, squares differ by "
           f"{np.median(alone_off):.2f} px (median), {max(alone_off):.2f} px at most")  # fmt: skip
 
