@@ -75,14 +75,14 @@ __all__ = [
 
 MIN_BOX = 52  # of a detector's box in pixels: that of a face whose square has 100 px
 SMALLEST = 13  # pixels of a box in what the far detector looks at; it still sees 17 of 17
-MAX_LOOK = 768  # pixels of the longer side of what the far detector looks at: it takes its time
+MAX_LOOK = (576, 768)  # pixels of the longer side of what it looks at: at first, and if there is no face
 # One look of the mesh is off by 1 to 3 px of 256, by chance: it depends on every fraction of a pixel. So it
 # looks from several places around the middle, and the mean counts.
 ROUNDS = 3  # of four looks: the squares of turned photos are at most 0.6 px off; 2: 0.8 px, 1: 1.3 px
 MIN_PRESENCE = 0.5
 MAX_APART = 0.4  # from the detector's eyes, nose and mouth to the mesh's, in eye distances
 MAX_SHAKEN = 0.05  # of the mesh's landmarks from look to look, in eye distances
-SURE = 0.6  # score of a detector from which on it is said what became of it
+SURE = 0.7  # score of a detector from which on it is said what became of it; a neck had 0.61
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,7 +126,7 @@ def find_seeds(photo: Image.Image, models: FaceModels, thoroughly: bool) -> list
         models: the models.
         thoroughly: look for small faces in all four turns too, and for faces larger than the photo.
     """
-    longer = int(np.clip(32 * np.ceil(max(photo.size) * SMALLEST / MIN_BOX / 32), 192, MAX_LOOK))
+    longer = int(np.clip(32 * np.ceil(max(photo.size) * SMALLEST / MIN_BOX / 32), 192, MAX_LOOK[thoroughly]))
     looks = [(models.near, shrink_onto(photo, 128, 128), (0, 1, 2, 3))]
     if thoroughly:
         looks.append((models.near, shrink_onto(photo, 64, 128), (0, 1, 2, 3)))
