@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, features
 
 from tinybeauty.errors import UserError, one_line
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
+READER = 2  # count up when the same file is read as other pixels: what was decoded before is then made anew
 MAX_PIXELS = 2**26  # of a file; a phone's 48 million pass, a decompression bomb does not
 
 
@@ -35,6 +36,12 @@ def list_images(folder: Path) -> dict[str, Path]:
             )
         images[path.stem] = path
     return images
+
+
+def describe_reader() -> str:
+    """Return what the pixels of a picture depend on besides its file: this reader and its libraries."""
+    libraries = ("pil", "libjpeg_turbo", "jpg", "webp", "littlecms2")
+    return ", ".join([f"reader {READER}", *(f"{name} {features.version(name)}" for name in libraries)])
 
 
 def open_image(file: Path | io.BytesIO, mode: Literal["RGB", "L"] = "RGB") -> Image.Image:
