@@ -61,7 +61,7 @@ from tinybeauty.faces import (
     read_landmarks,
 )
 from tinybeauty.files import make_folder, save_bytes
-from tinybeauty.images import IMAGE_SUFFIXES, list_images, open_image
+from tinybeauty.images import IMAGE_SUFFIXES, READER, list_images, open_image
 from tinybeauty.workers import count_cores, run_jobs
 
 HERE = Path(__file__).resolve().parent
@@ -378,7 +378,7 @@ def prepare_pairs(photos: Path, look: str, looks: Path, out: Path, size: int, wo
         raise UserError(f"{out} holds the photos; choose another folder for the pairs with --out")
     check_strangers(out)
     make_folders(out, KINDS)
-    settings = json.dumps([VERSION, size, groups], sort_keys=True)
+    settings = json.dumps([VERSION, READER, size, groups], sort_keys=True)
     stems = {path.stem for path in paths}
     jobs = []
     for path in paths:
