@@ -23,8 +23,9 @@ import numpy as np
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from tinybeauty.alignment import find_quad
 from tinybeauty.face_models import FaceModels, fetch_face_models
-from tinybeauty.faces import Face, find_faces, find_quad
+from tinybeauty.faces import Face, find_faces
 from tinybeauty.images import list_images, open_image
 
 ANGLES = (12, 36, 60, 84, 108, 132, 156, 180, -15, -40, -65, -90, -115, -140, -165)

@@ -25,7 +25,7 @@ from makeup import LUMA, Portrait
 from prepare_pairs import list_photos, read_files, read_photo
 
 import tinybeauty_training as program
-from tinybeauty.faces import read_landmarks
+from tinybeauty.landmarks import read_landmarks
 
 ROOT = Path(program.__file__).parent
 THIRDS = ("darkest", "middle", "lightest")

@@ -21,7 +21,7 @@ from conftest import ROOT, read_files
 from drawn_faces import MEAN, SKINS, draw_face, place, save_photo
 from PIL import Image, ImageFilter
 
-from tinybeauty.faces import UPPER_LID
+from tinybeauty.landmarks import UPPER_LID
 from tinybeauty_training import find_pairs
 
 TOOL = ROOT / "data" / "prepare_pairs.py"

@@ -20,33 +20,20 @@ from PIL import Image
 
 from tinybeauty.alignment import (
     Array,
-    Part,
-    align,
     find_quad,
-    find_square,
-    find_way_back,
-    pad_mirrored,
-    soften,
     window,
 )
 from tinybeauty.errors import LeftOut
 from tinybeauty.landmarks import (
     BARE_SKIN,
-    BROW_BASE,
-    BROW_TOP,
-    CHEEK,
     CHIN,
     DLIB_EYES,
     EYE_CORNERS,
-    FACE_OVAL,
     FOREHEAD,
-    LIPS_INNER,
     LIPS_OUTER,
-    LOWER_LID,
     MOUTH_CORNERS,
     NOSE_TIP,
     UPPER_LID,
-    read_landmarks,
 )
 from tinybeauty.views import (
     choose_places,
@@ -60,14 +47,6 @@ from tinybeauty.views import (
 
 if TYPE_CHECKING:
     from tinybeauty.face_models import Detection, FaceModels
-
-# What alignment and landmarks have comes from here too: whoever deals with faces needs one import.
-__all__ = [
-    "BARE_SKIN", "BROW_BASE", "BROW_TOP", "CHEEK", "FACE_OVAL", "LIPS_INNER", "LIPS_OUTER", "LOWER_LID",
-    "MAX_FACES", "UPPER_LID", "Array", "Face", "Found", "Part", "align", "check_colours", "check_face",
-    "check_shape", "check_sharpness", "find_faces", "find_landmarks", "find_quad", "find_square",
-    "find_way_back", "pad_mirrored", "read_landmarks", "soften", "track", "window",
-]  # fmt: skip
 
 # ======================================================================================================
 # Finding
@@ -289,11 +268,6 @@ def find_faces(photo: Image.Image, models: FaceModels | None = None, rounds: int
     return Found(ordered, list(dict.fromkeys(left_out)))
 
 
-def find_landmarks(photo: Image.Image) -> list[Array]:
-    """Return the landmarks (478, 2) of every face in a photo, the largest face first."""
-    return [face.points for face in find_faces(photo).faces]
-
-
 def track(frame: Image.Image, models: FaceModels, points: Array, places: int = 1) -> Face | None:
     """Return a face near to where it was in the frame before, without a detector; None if it is not there.
 
@@ -322,7 +296,6 @@ MAX_TURN = 0.45  # nose's shift from the middle of the eyes, in their distance; 
 MIN_SHARPNESS = 0.08  # 863 sharp portraits have 0.23 to 0.96; blurred by 2 px of 256 they have 0.04 to 0.11
 SHAPES = (0.735, 0.985)  # 863 portraits have 0.743 to 0.971; of those made wider by a third 96 % are outside
 MIN_COLOUR = 4.0  # 863 portraits have 17 to 109, grey photos 0, or 1 after JPEG
-MAX_FACES = 8  # of a photo, where pairs are made
 
 
 def check_face(photo: Image.Image, points: Array) -> None:
