@@ -26,6 +26,7 @@ from tinybeauty.alignment import (
 from tinybeauty.errors import LeftOut
 from tinybeauty.landmarks import (
     BARE_SKIN,
+    CHEEK,
     CHIN,
     DLIB_EYES,
     EYE_CORNERS,

@@ -52,7 +52,7 @@ def pad_as_tflite(
     return functional.pad(image, pads, value=value) if any(pads) else image
 
 
-def find_transform(landmarks: Tensor, options: dict[str, Any]) -> Tensor:
+def find_matrix(landmarks: Tensor, options: dict[str, Any]) -> Tensor:
     """Return the matrices (B, 4, 4) from a square around some of the landmarks (B, N, 3) into their image."""
     import torch
 
@@ -294,7 +294,7 @@ class Graph:
             "CONCATENATION": lambda: lambda *parts: torch.cat(parts, options.Axis()),
             "DEPTH_TO_SPACE": lambda: partial(depth_to_space, options.BlockSize()),
             "RESIZE_BILINEAR": lambda: partial(functional.interpolate, scale_factor=2, mode="bilinear"),
-            "Landmarks2TransformMatrix": lambda: partial(find_transform, options=options),
+            "Landmarks2TransformMatrix": lambda: partial(find_matrix, options=options),
             "TransformTensorBilinear": lambda: partial(cut_out, options=options),
             "TransformLandmarks": lambda: move_points,
         }
