@@ -26,19 +26,8 @@ sys.path.insert(0, str(ROOT))
 sys.path.insert(0, str(ROOT / "data"))
 
 CLOCK = {"time/epoch_s", "time/images_per_s"}
-SETTINGS = [
-    "--image_size",
-    "64",
-    "--batch_size",
-    "2",
-    "--epochs",
-    "6",
-    "--val_fraction",
-    "0.25",
-    "--device",
-    "cpu",
-]
-SETTINGS += ["--sample_every", "2", "--wandb_mode", "disabled"]
+SETTINGS = ["--image_size", "64", "--batch_size", "2", "--epochs", "6", "--val_fraction", "0.25"]
+SETTINGS += ["--device", "cpu", "--sample_every", "2", "--wandb_mode", "disabled"]
 
 
 def call_main(argv: list[str], log: Path) -> None:
