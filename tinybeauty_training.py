@@ -503,7 +503,7 @@ def train_one_epoch(
         bar.update()
         if time.perf_counter() - shown > 0.5:  # reading the loss waits for the device: not in every step
             shown = time.perf_counter()
-            check_finite(losses["loss"].item(), epoch, run.learning_rate(progress.global_step))
+            check_finite(losses["loss"].item(), epoch, config.learning_rate)
             bar.set_postfix(loss=f"{losses['loss'].item():.4f}", refresh=False)
         if stop.asked(team):
             break
@@ -512,8 +512,8 @@ def train_one_epoch(
         team.average(norm.running_var)
     progress.sums = {name: team.all_reduce(total).item() for name, total in sums.items()}
     weights = sum(weight.detach().abs().sum().item() for weight in run.model.parameters())
-    rate = run.learning_rate(progress.global_step)
-    check_finite(progress.sums["loss"] + weights, epoch, rate)  # a bad gradient shows in the weights
+    # A bad gradient shows in the weights.
+    check_finite(progress.sums["loss"] + weights, epoch, config.learning_rate)
     speed = (progress.pairs_done - first) / (time.perf_counter() - start)
     means = {f"train/{name}": total / len(pairs) for name, total in progress.sums.items()}
     return means | {"time/images_per_s": speed}
