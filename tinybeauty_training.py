@@ -399,7 +399,7 @@ class Run:
 
     def learning_rate(self, step: int) -> float:
         """Return Adam's learning rate in a step, 1 for the first: a warm-up, then drops at plateaus."""
-        rate = self.config.learning_rate * self.config.lr_factor**self.progress.drops
+        rate = self.config.learning_rate * self.progress.lr_scale
         if step < self.config.warmup_steps:
             rate = rate * step / self.config.warmup_steps
         return rate
@@ -434,7 +434,8 @@ class Run:
         before = group["lr"]
         if self.progress.global_step >= self.config.warmup_steps:
             self.scheduler.step(val_loss)
-        self.progress.drops += group["lr"] < before
+        if group["lr"] < before:
+            self.progress.lr_scale *= self.config.lr_factor
 
     def state(self) -> dict[str, Any]:
         """Return all that a resume needs, but for the settings and the pairs."""
@@ -459,11 +460,12 @@ class Run:
         for name in ("model", "average", "optimizer", "scheduler"):
             getattr(self, name).load_state_dict(state[name])
         self.scheduler.factor, self.scheduler.patience = config.lr_factor, config.lr_patience
-        if "drops" not in state["progress"] and progress.global_step > before["warmup_steps"]:
-            share = self.optimizer.param_groups[0]["lr"] / before["learning_rate"]
-            progress.drops = round(math.log(share, before["lr_factor"]))
+        if "lr_scale" not in state["progress"] and progress.global_step > before["warmup_steps"]:
+            progress.lr_scale = (
+                self.optimizer.param_groups[0]["lr"] / before["learning_rate"]
+            )  # an older state
         if config.learning_rate != before["learning_rate"]:
-            progress.drops = 0
+            progress.lr_scale = 1.0
         if any(getattr(config, key) != before[key] for key in LOSS_WEIGHTS):
             progress.best_loss = self.scheduler.best = math.inf  # those before are of another loss
 

@@ -119,7 +119,7 @@ class Progress:
     pairs_done: int = 0  # of the epoch after that
     sums: dict[str, float] = field(default_factory=dict)  # of its losses over these pairs
     global_step: int = 0
-    drops: int = 0  # of the learning rate, at plateaus
+    lr_scale: float = 1.0  # what the drops at plateaus leave of the learning rate
     seconds: float = 0.0  # of the finished epochs
     best_loss: float = math.inf
     best_psnr: float = -math.inf
