@@ -399,7 +399,7 @@ class Run:
 
     def learning_rate(self, step: int) -> float:
         """Return Adam's learning rate in a step, 1 for the first: a warm-up, then drops at plateaus."""
-        rate = self.config.learning_rate * self.config.lr_factor**self.progress.drops
+        rate = self.config.learning_rate * self.progress.lr_scale
         if step < self.config.warmup_steps:
             rate = rate * step / self.config.warmup_steps
         return rate
@@ -434,7 +434,8 @@ class Run:
         before = group["lr"]
         if self.progress.global_step >= self.config.warmup_steps:
             self.scheduler.step(val_loss)
-        self.progress.drops += group["lr"] < before
+        if group["lr"] < before:
+            self.progress.lr_scale *= self.config.lr_factor
 
     def state(self) -> dict[str, Any]:
         """Return all that a resume needs, but for the settings and the pairs."""
@@ -459,11 +460,12 @@ class Run:
         for name in ("model", "average", "optimizer", "scheduler"):
             getattr(self, name).load_state_dict(state[name])
         self.scheduler.factor, self.scheduler.patience = config.lr_factor, config.lr_patience
-        if "drops" not in state["progress"] and progress.global_step > before["warmup_steps"]:
-            share = self.optimizer.param_groups[0]["lr"] / before["learning_rate"]
-            progress.drops = round(math.log(share, before["lr_factor"]))
+        if "lr_scale" not in state["progress"] and progress.global_step > before["warmup_steps"]:
+            progress.lr_scale = (
+                self.optimizer.param_groups[0]["lr"] / before["learning_rate"]
+            )  # an older state
         if config.learning_rate != before["learning_rate"]:
-            progress.drops = 0
+            progress.lr_scale = 1.0
         if any(getattr(config, key) != before[key] for key in LOSS_WEIGHTS):
             progress.best_loss = self.scheduler.best = math.inf  # those before are of another loss
 
@@ -503,7 +505,7 @@ def train_one_epoch(
         bar.update()
         if time.perf_counter() - shown > 0.5:  # reading the loss waits for the device: not in every step
             shown = time.perf_counter()
-            check_finite(losses["loss"].item(), epoch, run.learning_rate(progress.global_step))
+            check_finite(losses["loss"].item(), epoch, config.learning_rate)
             bar.set_postfix(loss=f"{losses['loss'].item():.4f}", refresh=False)
         if stop.asked(team):
             break
@@ -512,8 +514,8 @@ def train_one_epoch(
         team.average(norm.running_var)
     progress.sums = {name: team.all_reduce(total).item() for name, total in sums.items()}
     weights = sum(weight.detach().abs().sum().item() for weight in run.model.parameters())
-    rate = run.learning_rate(progress.global_step)
-    check_finite(progress.sums["loss"] + weights, epoch, rate)  # a bad gradient shows in the weights
+    # A bad gradient shows in the weights.
+    check_finite(progress.sums["loss"] + weights, epoch, config.learning_rate)
     speed = (progress.pairs_done - first) / (time.perf_counter() - start)
     means = {f"train/{name}": total / len(pairs) for name, total in progress.sums.items()}
     return means | {"time/images_per_s": speed}

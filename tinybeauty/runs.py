@@ -65,6 +65,8 @@ def open_output_dir(
 ) -> Iterator[OutputDir]:
     """Give the output folder: made where it is missing, tried out, and no other run's while we are in it.
 
+    One that was made here and that nothing was written to goes again.
+
     Args:
         path: where it is.
         resume: go on with the run in it.
@@ -79,12 +81,13 @@ def open_output_dir(
     if not leads:
         yield OutputDir(path)
         return
-    state_exists = (path / STATE_FILE).exists()
-    if resume and not state_exists:
-        raise UserError(f"there is nothing to resume: {path} holds no {STATE_FILE}")
-    if path.resolve() == program:
-        raise UserError(f"output_dir {path} is the folder of the program; choose another output_dir")
     try:
+        state_exists = (path / STATE_FILE).exists()
+        if resume and not state_exists:
+            raise UserError(f"there is nothing to resume: {path} holds no {STATE_FILE}")
+        if path.resolve() == program:
+            raise UserError(f"output_dir {path} is the folder of the program; choose another output_dir")
+        made = [folder for folder in (path, *path.parents) if not folder.exists()]
         make_folder(path)
     except OSError as error:
         raise UserError(
@@ -98,7 +101,14 @@ def open_output_dir(
                 f"{path} holds a run already: {go_on}--overwrite deletes it and starts anew, "
                 "another --output_dir keeps both"
             )
-        yield OutputDir(path, earlier if overwrite else [])
+        try:
+            yield OutputDir(path, earlier if overwrite else [])
+        finally:
+            with suppress(OSError):  # Windows keeps the lock that is still ours
+                if made and [file.name for file in path.iterdir()] == [".lock"]:
+                    (path / ".lock").unlink()
+                    for folder in made:
+                        folder.rmdir()
 
 
 @dataclass
@@ -109,7 +119,7 @@ class Progress:
     pairs_done: int = 0  # of the epoch after that
     sums: dict[str, float] = field(default_factory=dict)  # of its losses over these pairs
     global_step: int = 0
-    drops: int = 0  # of the learning rate, at plateaus
+    lr_scale: float = 1.0  # what the drops at plateaus leave of the learning rate
     seconds: float = 0.0  # of the finished epochs
     best_loss: float = math.inf
     best_psnr: float = -math.inf
