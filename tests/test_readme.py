@@ -83,8 +83,6 @@ def shrink(words: list[str], checkout: Path) -> list[str]:
     Raises:
         pytest.fail.Exception: nobody has told this test what the command is.
     """
-    if words[:2] == ["uv", "run"]:  # landmarks lie beside the photos: no need for uv
-        words = ["python", *words[2:]]
     words = ["start" if word == "speed" else word for word in words]  # whose size is fixed: minutes
     if words[0] == "python" and words[1] in SMALLER:
         return [sys.executable, *words[1:], *SMALLER[words[1]]]
@@ -208,6 +206,12 @@ def test_the_tree_names_every_program_file_and_no_other():
     tree = next(block for block in read("README.md").split("```") if "\ntinybeauty/ " in block)
     there = {path.name for path in SOURCES if path.name != "__init__.py"}
     assert set(re.findall(r"\w+\.py", tree)) == there
+
+
+def test_what_survives_names_tests_that_there_are():
+    tests = "".join(read(path) for path in (ROOT / "tests").glob("test_*.py"))
+    for name in re.findall(r"`(test_\w+|tests/\w+\.py)`", read_section("README.md", "What survives what")):
+        assert f"def {name}(" in tests or (ROOT / name).is_file(), name
 
 
 def test_how_it_works_names_what_there_is():
