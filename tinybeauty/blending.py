@@ -9,16 +9,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from PIL import Image, ImageDraw
 
+from tinybeauty import faces
 from tinybeauty.alignment import soften
+from tinybeauty.errors import LeftOut
 from tinybeauty.landmarks import BROW_BASE, BROW_TOP, LIPS_OUTER, LOWER_LID, UPPER_LID
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from tinybeauty.face_models import FaceModels
 
 Array = np.ndarray
 Box = tuple[int, int, int, int]  # left, top, right, bottom
@@ -29,23 +33,58 @@ BAND = 1 << 16  # pixels that are worked on at a time: what fits into a processo
 
 
 @dataclass(frozen=True)
-class Strength:
-    """How much of a look is put on; 1 is as the network has learnt it.
+class Request:
+    """What is asked for; of a strength 1 is as the network has learnt it.
 
     Attributes:
-        all: of everything, on top of the parts.
-        lips, eyes, skin: of these parts; eyes are lids, liner, lashes and brows, skin is all the rest.
+        strength: of everything.
+        lips, eyes, skin: of these parts, on top; eyes are lids, liner, lashes and brows, skin is the rest.
+        which: all faces, or the largest alone.
+        smallest: side of a face's square in pixels; smaller faces stay as they are.
+        compare: write before and after side by side.
     """
 
-    all: float = 1.0
+    strength: float = 1.0
     lips: float = 1.0
     eyes: float = 1.0
     skin: float = 1.0
+    which: Literal["all", "largest"] = "all"
+    smallest: int = faces.MIN_SIDE
+    compare: bool = False
 
     @property
     def nothing(self) -> bool:
         """Whether no pixel changes."""
-        return not self.all or not (self.lips or self.eyes or self.skin)
+        return not self.strength or not (self.lips or self.eyes or self.skin)
+
+
+def check_size(face_side: float, smallest: int) -> None:
+    """Refuse a face that is smaller than asked for; raises LeftOut."""
+    if face_side < smallest:
+        raise LeftOut(f"too small: its square has {face_side:.0f} px, --smallest {smallest}")
+
+
+def choose_faces(
+    photo: Image.Image, models: FaceModels, request: Request
+) -> tuple[list[faces.Face], list[str]]:
+    """Return the faces of a photo that get makeup, the largest first, and why others get none.
+
+    Raises:
+        LeftOut: there is none.
+    """
+    found = faces.find_faces(photo, models)
+    chosen, left_out = [], list(found.left_out)
+    for face in found.faces:
+        x, y = face.points.mean(0)
+        try:
+            check_size(float(np.hypot(*(face.quad[3] - face.quad[0]))), request.smallest)
+            faces.check_face(photo, face.points)
+            chosen.append(face)
+        except LeftOut as reason:
+            left_out.append(f"the face at ({x:.0f}, {y:.0f}): {reason}")
+    if not chosen:
+        raise LeftOut("; ".join(["no face found", *left_out] if not found.faces else left_out))
+    return chosen[:1] if request.which == "largest" else chosen, left_out
 
 
 @cache
@@ -66,15 +105,15 @@ def fill_softly(outlines: list[Array], radius: float) -> Array:
     return soften(np.asarray(mask, np.float32) / 255.0, radius).clip(0.0, 1.0)
 
 
-def weigh_parts(points: Array, strength: Strength) -> Array | float:
+def weigh_parts(points: Array, request: Request) -> Array | float:
     """Return how much of the residual each pixel gets, (SIDE, SIDE, 1), or one number for all.
 
     Args:
         points: (478, 2) landmarks in the aligned face.
-        strength: what is asked for.
+        request: what is asked for.
     """
-    if strength.lips == strength.eyes == strength.skin:
-        return strength.all * strength.skin
+    if request.lips == request.eyes == request.skin:
+        return request.strength * request.skin
     unit = float(np.hypot(*(points[UPPER_LID[1][0]] - points[UPPER_LID[0][0]])))  # between the outer corners
     lips = points[list(LIPS_OUTER)]
     middle = lips.mean(0)
@@ -84,25 +123,25 @@ def weigh_parts(points: Array, strength: Strength) -> Array | float:
         upper, lower = points[list(UPPER_LID[side])], points[list(LOWER_LID[side])]
         top = points[list(BROW_TOP[side])] - (0.0, 0.05 * unit)
         wing = upper[0] + (sign * 0.24 * unit, -0.12 * unit)
-        below = lower[::-1] + (0.0, 0.08 * unit)
+        below = np.add(lower[::-1], (0.0, 0.08 * unit))
         nose = upper[-1] + (-sign * 0.03 * unit, 0.0)
         # From the brow's outer end to the inner one, down to the nose, below the lashes, out along the wing.
         tail = points[[BROW_BASE[side][0]]] + (sign * 0.05 * unit, 0.0)
         outlines.append(np.concatenate((tail, top, nose[None], below, wing[None])))
     eye_mask = fill_softly(outlines, 0.05 * unit) * (1.0 - lip_mask)
-    weights = strength.skin + (strength.lips - strength.skin) * lip_mask
-    weights = weights + (strength.eyes - strength.skin) * eye_mask
-    return (strength.all * weights)[..., None].astype(np.float32)
+    weights = request.skin + (request.lips - request.skin) * lip_mask
+    weights = weights + (request.eyes - request.skin) * eye_mask
+    return (request.strength * weights)[..., None].astype(np.float32)
 
 
-def find_residual(picture: Image.Image, points: Array, model: nn.Module, strength: Strength) -> Array:
+def find_residual(picture: Image.Image, points: Array, model: nn.Module, request: Request) -> Array:
     """Return what the makeup adds to an aligned face, (SIDE, SIDE, 3) float32 in grey levels of 255.
 
     Args:
         picture: the face, SIDE x SIDE, RGB.
         points: (478, 2) landmarks in it.
         model: the network.
-        strength: how much of what.
+        request: what is asked for.
     """
     import torch
 
@@ -112,7 +151,7 @@ def find_residual(picture: Image.Image, points: Array, model: nn.Module, strengt
         # What the network adds to a white glint or takes from black counts no further than white and black.
         residual = (pixels + residual).clamp(0, 1) - pixels
     levels = residual[0].permute(1, 2, 0).numpy() * 255.0
-    return levels * make_fade() * weigh_parts(points, strength)
+    return levels * make_fade() * weigh_parts(points, request)
 
 
 def find_box(way: Array, size: tuple[int, int]) -> Box | None:

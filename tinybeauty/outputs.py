@@ -92,6 +92,18 @@ def find_digest(path: Path) -> str:
     return digest.hexdigest()
 
 
+def find_source_digest(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes.
+
+    Raises:
+        LeftOut: it cannot be read.
+    """
+    try:
+        return find_digest(path)
+    except OSError as error:
+        raise LeftOut(f"cannot be read: {error.strerror}") from None
+
+
 def find_fingerprint(*parts: Any) -> str:
     """Return a SHA-256 of anything that JSON can hold."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
@@ -148,3 +160,12 @@ def save_marked(target: Path, data: bytes, fingerprint: str) -> None:
     """Write a file whole or not at all, and the note of it; raises UserError."""
     add_mark(target, hashlib.sha256(data).hexdigest(), fingerprint)
     save_bytes(target, data, durable=False)
+
+
+def move_marked(partial: Path, target: Path, fingerprint: str) -> None:
+    """Move a file that is written to its place, and write the note of it; raises UserError."""
+    try:
+        add_mark(target, find_digest(partial), fingerprint)
+        partial.replace(target)
+    except OSError as error:
+        raise UserError(f"cannot write {target}: {error.strerror}") from None

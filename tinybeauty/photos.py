@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageCms, ImageOps, JpegImagePlugin
+from PIL import Image, ImageCms, JpegImagePlugin
 
-from tinybeauty.blending import Box, add_levels
+from tinybeauty.blending import add_levels, find_box, lay_residual
 from tinybeauty.errors import LeftOut, one_line
 from tinybeauty.images import IMAGE_SUFFIXES, MAX_PIXELS
 
@@ -83,7 +83,7 @@ class Colours:
 
 
 def find_colours(image: Image.Image) -> Colours:
-    """Return what the numbers of an image (RGB, RGBA or CMYK) mean; a profile that does not fit counts as none."""
+    """Return what the numbers of an image mean; a profile that does not fit it counts as none."""
     mode = "CMYK" if image.mode == "CMYK" else "RGB"
     if not (data := image.info.get("icc_profile")):
         return Colours(mode, None)
@@ -141,7 +141,8 @@ class Photo:
 
     def to_srgb(self, picture: Image.Image) -> Image.Image:
         """Return an upright part of the photo in sRGB."""
-        return self.colours.ways[0](picture) if self.colours.profile and self.colours.mode == "RGB" else picture
+        colours = self.colours
+        return colours.ways[0](picture) if colours.profile and colours.mode == "RGB" else picture
 
     def way_upright(self) -> Array:
         """Return the matrix (2, 3) from stored pixels to upright ones."""
@@ -150,8 +151,24 @@ class Photo:
         size = (height, width) if self.orientation in (5, 6, 7, 8) else (width, height)
         return np.c_[np.array((first, second), np.float64), np.multiply(shift, size)]
 
-    def with_image(self, image: Image.Image) -> bytes:
-        """Return the bytes of a file like this one with other pixels."""
+    def lay_residual(self, residual: Array, way: Array) -> None:
+        """Lay a face's residual onto the pixels, in place.
+
+        Args:
+            residual: (SIDE, SIDE, 3) in levels of 255.
+            way: (2, 3) from upright pixels to the aligned face's.
+        """
+        turn = self.way_upright()
+        way = np.c_[way[:, :2] @ turn[:, :2], way[:, :2] @ turn[:, 2] + way[:, 2]]
+        if box := find_box(way, self.image.size):
+            pixels = np.array(self.image.crop(box))
+            moved = np.c_[way[:, :2], way[:, :2] @ box[:2] + way[:, 2]]
+            lay_residual(pixels, residual, moved, self.colours.add)
+            self.image.paste(Image.fromarray(pixels, self.image.mode), box)
+
+    def encode(self) -> bytes:
+        """Return the bytes of its file with the pixels as they are now."""
+        image = self.image
         if self.format == "JPEG":
             return write_jpeg(image, self)
         if self.format == "PNG":
@@ -177,7 +194,7 @@ def register_heif() -> bool:
     return True
 
 
-def read_photo(path: Path) -> Photo:
+def open_photo(path: Path) -> Photo:
     """Return a photo as it is stored; a palette becomes colours.
 
     Raises:
@@ -198,7 +215,7 @@ def read_photo(path: Path) -> Photo:
         if getattr(image, "n_frames", 1) > 1 and image.format not in ("MPO", "HEIF"):
             raise ValueError("an animation, or a file of several pictures")
         image.load()
-        return prepare(image, data)
+        return to_photo(image, data)
     except LeftOut:
         raise
     except Exception as error:  # a broken file makes Pillow's decoders raise nearly anything
@@ -206,7 +223,7 @@ def read_photo(path: Path) -> Photo:
         raise LeftOut(reason) from None
 
 
-def prepare(image: Image.Image, data: bytes) -> Photo:
+def to_photo(image: Image.Image, data: bytes) -> Photo:
     """Return a loaded image as a photo.
 
     Raises:
