@@ -229,14 +229,18 @@ def add_encoder(output: Any, stream: Any, frame: VideoFrame, size: tuple[int, in
 
 
 def read_frames(source: Any, stream: Any, copies: dict[int, Any], output: Any) -> Iterator[VideoFrame]:
-    """Yield the frames of a video; what else is in it goes over as it is."""
+    """Yield the frames of a video; its sound goes over as it is."""
+    waiting: list[Any] = []  # the header, which comes with the first packet, must know of the picture too
     for packet in source.demux([stream, *(source.streams[index] for index in copies)]):
         if packet.stream.index == stream.index:
             for frame in packet.decode():
                 yield frame if frame.format.name in PLANAR else frame.reformat(format="yuv420p")
         elif packet.dts is not None:
             packet.stream = copies[packet.stream.index]
-            output.mux(packet)
+            waiting.append(packet)
+        if output.streams.video:
+            output.mux(waiting)
+            waiting = []
 
 
 def encode_video(
