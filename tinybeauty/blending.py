@@ -172,8 +172,8 @@ def enlarge(residual: Array, way: Array, box: Box) -> Array:
     """Return the residual as it lies in a part of the photo, (H, W, C) float32; 0 outside the square.
 
     Args:
-        residual: (SIDE, SIDE, C).
-        way: (2, 3) from the photo's pixels to the aligned face's.
+        residual: (N, N, C).
+        way: (2, 3) from the photo's pixels to the residual's.
         box: the part.
 
     Source: Keys 1981, "Cubic convolution interpolation", as in `torch.nn.functional.grid_sample`.
@@ -182,13 +182,26 @@ def enlarge(residual: Array, way: Array, box: Box) -> Array:
     from torch.nn import functional
 
     left, top, right, bottom = box
-    (to_x, to_y) = torch.from_numpy(way * 2 / SIDE).float()  # grid_sample's square is -1 to 1
+    to_x, to_y = torch.from_numpy(way * 2 / len(residual)).float()  # grid_sample's square is -1 to 1
     x, y = torch.arange(left, right) + 0.5, torch.arange(top, bottom)[:, None] + 0.5
     grid = torch.stack([row[0] * x + row[1] * y + (row[2] - 1) for row in (to_x, to_y)], dim=2)
     image = torch.from_numpy(residual).permute(2, 0, 1)[None].contiguous()
     with torch.inference_mode():
         laid = functional.grid_sample(image, grid[None], "bicubic", align_corners=False)
     return laid[0].permute(1, 2, 0).numpy()
+
+
+def shrink(residual: Array, way: Array) -> tuple[Array, Array]:
+    """Return a residual (N, N, C) no finer than the photo, or it would jag, and the way to it."""
+    fine = float(np.sqrt(abs(np.linalg.det(way[:, :2]))))
+    if fine < 1.2:
+        return residual, way
+    size = max(round(len(residual) / fine), 8)
+    channels = [
+        Image.fromarray(np.ascontiguousarray(channel)).resize((size, size), Image.Resampling.BICUBIC)
+        for channel in np.moveaxis(residual, 2, 0)
+    ]
+    return np.stack([np.asarray(channel) for channel in channels], axis=2), way * (size / len(residual))
 
 
 def add_levels(pixels: Array, residual: Array) -> Array:
@@ -211,6 +224,7 @@ def lay_residual(pixels: Array, residual: Array, way: Array, change: Change = ad
     box = find_box(way, pixels.shape[1::-1])
     if box is None or not residual.any():
         return None
+    residual, way = shrink(residual, way)
     left, top, right, bottom = box
     step = max(BAND // (right - left), 1)
     for first in range(top, bottom, step):
