@@ -33,7 +33,7 @@ from tinybeauty.alignment import align, find_square, find_way_back
 from tinybeauty.blending import SIDE, Request, choose_faces, find_residual
 from tinybeauty.errors import LeftOut, Parser, UserError, find_similar, run_command
 from tinybeauty.face_models import FaceModels, fetch_face_models, load_face_models
-from tinybeauty.faces import MIN_SIDE
+from tinybeauty.faces import MIN_SIDE, check_colours
 from tinybeauty.files import lock_folder, make_folder
 from tinybeauty.photos import Photo
 from tinybeauty.workers import count_cores, run_jobs
@@ -55,14 +55,21 @@ def make_up(photo: Photo, model: TinyBeauty, models: FaceModels, request: Reques
     """
     upright = photo.to_upright()
     chosen, left_out = choose_faces(upright, models, request)
-    plans = []
-    for face in chosen if not request.nothing else ():  # all are looked at before the first is painted
+    residuals = []
+    for face in chosen:  # all are looked at before the first is painted
         picture, points = align(upright, face.points, SIDE)
-        residual = find_residual(photo.to_srgb(picture), points, model, request)
-        way = find_way_back(find_square(upright.size, face.points), SIDE)
-        plans.append((residual, way))
-    del upright
-    for residual, way in plans:
+        picture = photo.to_srgb(picture)
+        try:
+            check_colours(picture, points)
+        except LeftOut as reason:
+            left_out.append(str(reason))
+        else:
+            way = find_way_back(find_square(upright.size, face.points), SIDE)
+            residuals.append((find_residual(picture, points, model, request), way))
+    if not residuals:
+        raise LeftOut("; ".join(left_out))
+    del upright  # of a large photo it is a large copy
+    for residual, way in residuals:
         photo.lay_residual(residual, way)
     return left_out
 

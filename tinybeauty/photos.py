@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import io
 import struct
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageCms, JpegImagePlugin
+from PIL import Image, ImageCms, JpegImagePlugin, UnidentifiedImageError
 
 from tinybeauty.blending import add_levels, find_box, lay_residual
+from tinybeauty.colour import RELATIVE, describe_colours, find_transform
 from tinybeauty.errors import LeftOut, one_line
 from tinybeauty.images import IMAGE_SUFFIXES, MAX_PIXELS
 
@@ -42,27 +42,25 @@ TURNS = {
 
 @dataclass(frozen=True)
 class Colours:
-    """What a photo's numbers mean, by its colour profile.
+    """What a photo's numbers mean.
 
     Attributes:
         mode: Pillow's mode of the colours: RGB or CMYK.
-        profile: bytes of its ICC profile; None: sRGB, or Pillow's plain CMYK.
+        there: to sRGB, by the photo's colour profile; None: it is in sRGB, or plain CMYK.
+        back: from sRGB.
     """
 
     mode: str
-    profile: bytes | None
+    there: ImageCms.ImageCmsTransform | None = None
+    back: ImageCms.ImageCmsTransform | None = None
 
-    @cached_property
-    def ways(self) -> tuple[Callable[[Image.Image], Image.Image], Callable[[Image.Image], Image.Image]]:
-        """To sRGB, and back."""
-        if self.profile:
-            own, srgb = ImageCms.ImageCmsProfile(io.BytesIO(self.profile)), ImageCms.createProfile("sRGB")
-            there = ImageCms.buildTransform(own, srgb, self.mode, "RGB")
-            back = ImageCms.buildTransform(srgb, own, "RGB", self.mode)
-            return (lambda image: ImageCms.applyTransform(image, there)), (
-                lambda image: ImageCms.applyTransform(image, back)
-            )
-        return (lambda image: image.convert("RGB")), (lambda image: image.convert(self.mode))
+    def to_srgb(self, image: Image.Image) -> Image.Image:
+        """Return an image of the photo's colours in sRGB."""
+        return ImageCms.applyTransform(image, self.there) if self.there else image.convert("RGB")
+
+    def from_srgb(self, image: Image.Image) -> Image.Image:
+        """Return an image in sRGB in the photo's colours."""
+        return ImageCms.applyTransform(image, self.back) if self.back else image.convert(self.mode)
 
     def add(self, pixels: Array, residual: Array) -> Array:
         """Return pixels (H, W, C) of a photo with a residual (H, W, 3) of sRGB levels on them.
@@ -71,29 +69,29 @@ class Colours:
         """
         channels = len(self.mode)
         colours = pixels[..., :channels]
-        if self.mode == "RGB" and not self.profile:
+        if self.mode == "RGB" and not self.there:
             changed = add_levels(colours, residual)
         else:
-            to_srgb, back = self.ways
-            before = to_srgb(Image.fromarray(np.ascontiguousarray(colours), self.mode))
+            before = self.to_srgb(Image.fromarray(np.ascontiguousarray(colours), self.mode))
             after = Image.fromarray(add_levels(np.asarray(before), residual))
-            change = np.asarray(back(after), np.int16) - np.asarray(back(before), np.int16)
+            change = np.asarray(self.from_srgb(after), np.int16) - np.asarray(self.from_srgb(before))
             changed = (colours + change).clip(0, 255).astype(np.uint8)
         return np.concatenate((changed, pixels[..., channels:]), axis=2)
 
 
 def find_colours(image: Image.Image) -> Colours:
-    """Return what the numbers of an image mean; a profile that does not fit it counts as none."""
+    """Return what the numbers of an RGB, RGBA or CMYK image mean."""
     mode = "CMYK" if image.mode == "CMYK" else "RGB"
-    if not (data := image.info.get("icc_profile")):
-        return Colours(mode, None)
+    profile = image.info.get("icc_profile") or (describe_colours(image) if mode == "RGB" else None)
+    there = find_transform(bytes(profile), mode) if profile else None
+    if there is None:
+        return Colours(mode)
     try:
-        name = ImageCms.getProfileDescription(ImageCms.ImageCmsProfile(io.BytesIO(data)))
-        colours = Colours(mode, None if name.startswith("sRGB") else data)
-        colours.ways  # noqa: B018 - it is tried out here
-    except (ImageCms.PyCMSError, OSError, ValueError):
-        return Colours(mode, None)
-    return colours
+        own = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        back = ImageCms.buildTransform(ImageCms.createProfile("sRGB"), own, "RGB", mode, RELATIVE)
+        return Colours(mode, there, back)
+    except (ImageCms.PyCMSError, OSError):  # a scanner's profile knows one way only
+        return Colours(mode)
 
 
 # ======================================================================================================
@@ -141,8 +139,7 @@ class Photo:
 
     def to_srgb(self, picture: Image.Image) -> Image.Image:
         """Return an upright part of the photo in sRGB."""
-        colours = self.colours
-        return colours.ways[0](picture) if colours.profile and colours.mode == "RGB" else picture
+        return self.colours.to_srgb(picture) if self.colours.mode == "RGB" else picture
 
     def way_upright(self) -> Array:
         """Return the matrix (2, 3) from stored pixels to upright ones."""
@@ -209,7 +206,8 @@ def open_photo(path: Path) -> Photo:
     if path.suffix.lower() in HEIF_SUFFIXES and not register_heif():
         raise LeftOut("HEIC needs Pillow's plugin: pip install pillow-heif")
     try:
-        image = Image.open(io.BytesIO(data))
+        Image.init()  # Pillow's other decoders stay shut: some start other programs
+        image = Image.open(io.BytesIO(data), formats=[name for name in FORMATS if name in Image.OPEN])
         if image.width * image.height > MAX_PIXELS:
             raise ValueError(f"{image.width} x {image.height} pixels are more than {MAX_PIXELS:,}")
         if getattr(image, "n_frames", 1) > 1 and image.format not in ("MPO", "HEIF"):
@@ -218,9 +216,10 @@ def open_photo(path: Path) -> Photo:
         return to_photo(image, data)
     except LeftOut:
         raise
+    except UnidentifiedImageError:
+        raise LeftOut("neither a photo nor a video that can be read") from None
     except Exception as error:  # a broken file makes Pillow's decoders raise nearly anything
-        reason = "not a picture that Pillow can read" if "BytesIO" in str(error) else one_line(error)
-        raise LeftOut(reason) from None
+        raise LeftOut(one_line(error)) from None
 
 
 def to_photo(image: Image.Image, data: bytes) -> Photo:
