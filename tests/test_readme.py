@@ -210,6 +210,12 @@ def test_the_tree_names_every_program_file_and_no_other():
     assert set(re.findall(r"\w+\.py", tree)) == there
 
 
+def test_what_survives_names_tests_that_there_are():
+    tests = "".join(read(path) for path in (ROOT / "tests").glob("test_*.py"))
+    for name in re.findall(r"`(test_\w+|tests/\w+\.py)`", read_section("README.md", "What survives what")):
+        assert f"def {name}(" in tests or (ROOT / name).is_file(), name
+
+
 def test_how_it_works_names_what_there_is():
     """Every `Class`, `Class.method` and `function` in that section is defined where a reader looks for it."""
     text = "".join(read(path) for path in SOURCES)
