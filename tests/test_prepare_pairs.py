@@ -22,7 +22,7 @@ from drawn_faces import MEAN, SKINS, draw_face, place, save_photo
 from PIL import Image, ImageFilter
 
 from tinybeauty.landmarks import UPPER_LID
-from tinybeauty_training import find_pairs
+from tinybeauty.pairs import find_pairs
 
 TOOL = ROOT / "data" / "prepare_pairs.py"
 LOOKS = ROOT / "data" / "looks.yaml"
