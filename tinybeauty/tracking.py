@@ -7,6 +7,7 @@ import os
 import shlex
 import textwrap
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -87,6 +88,7 @@ class Tracker:
         self._session: Any = None
         self._stuck = False
         self._said: set[str] = set()
+        self._files: list[Path] = []
 
     def start(self, settings: dict[str, Any], run_id: str | None, leads: bool) -> str | None:
         """Start or continue a run.
@@ -107,6 +109,7 @@ class Tracker:
 
     def _start(self, mode: str, settings: dict[str, Any], run_id: str | None) -> None:
         os.environ.setdefault("WANDB_SILENT", "true")
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # Python's end would wait for its telemetry
         try:  # here, because it costs seconds that a run without it should not pay
             self.wandb = importlib.import_module("wandb")
         except Exception as error:
@@ -119,8 +122,8 @@ class Tracker:
             mode = self._session.settings.mode  # `wandb disabled` and `wandb offline` write it into a file
         if mode == "disabled":
             return
-        # The first two end in good order before we lose patience.
-        waits = {"init_timeout": WAIT_S - 5, "finish_timeout": WAIT_S / 2, "finish_timeout_raises": True}
+        # They end in good order before we lose patience.
+        waits = {"init_timeout": WAIT_S * 0.8, "finish_timeout": WAIT_S / 3, "finish_timeout_raises": True}
         options = {
             "project": settings["wandb_project"],
             "dir": str(Path(settings["output_dir"]).absolute()),
@@ -179,17 +182,8 @@ class Tracker:
         )
 
     def log_files(self, paths: list[Path]) -> None:
-        """Log the networks that ship as one artifact."""
-        if self.run is None:
-            return
-
-        def log() -> None:
-            artifact = self.wandb.Artifact("tinybeauty", type="model")
-            for path in paths:
-                artifact.add_file(str(path))
-            self.run.log_artifact(artifact)
-
-        self._attempt(log)
+        """Log the networks that ship as one artifact, at the end."""
+        self._files = paths
 
     def finish(self, exit_code: int) -> int:
         """End the run, as failed where the exit code is not 0; return the exit code.
@@ -213,8 +207,11 @@ class Tracker:
         try:
             if self._stuck or self.in_a_hurry:
                 raise GivenUp("it was not waited for")
-            wait = f"WandB: sending what is left, for {WAIT_S:.0f} s at most (Ctrl-C: not now)"
-            call_within(WAIT_S, end, wait)
+            end_s, say = time.monotonic() + WAIT_S, f"WandB: sending what is left, {WAIT_S:.0f} s at most"
+            problem = self._log_artifact(run, f"{say} (Ctrl-C: not now)") if run is not None else None
+            call_within(end_s - time.monotonic(), end, "" if problem else f"{say} (Ctrl-C: not now)")
+            if problem:
+                raise problem
         except (Exception, KeyboardInterrupt, SystemExit) as error:
             if run is not None:
                 folder = shlex.quote(os.path.relpath(Path(run.dir).parent))
@@ -223,6 +220,20 @@ class Tracker:
             if ours:
                 self._end_service()
         return exit_code
+
+    def _log_artifact(self, run: Any, say: str) -> Exception | None:
+        def log() -> None:
+            artifact = self.wandb.Artifact("tinybeauty", type="model")
+            for path in self._files:
+                artifact.add_file(str(path))
+            run.log_artifact(artifact)
+
+        try:
+            if self._files:
+                call_within(WAIT_S / 3, log, say)
+        except Exception as error:  # the run still has to end
+            return error
+        return None
 
     def _end_service(self) -> None:
         with suppress(AttributeError, OSError):  # nothing public ends it, or keeps Python's end from waiting
