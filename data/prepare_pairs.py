@@ -36,7 +36,7 @@ from tinybeauty.alignment import Array, align
 from tinybeauty.errors import LeftOut, Parser, UserError, list_some, run_command
 from tinybeauty.face_models import fetch_face_models, load_face_models
 from tinybeauty.faces import check_colours, check_face, check_shape, check_sharpness, find_faces
-from tinybeauty.files import make_folder, save_bytes
+from tinybeauty.files import make_folder, path_flag, save_bytes
 from tinybeauty.images import IMAGE_SUFFIXES, READER, list_images, open_image
 from tinybeauty.landmarks import UPPER_LID, read_landmarks
 from tinybeauty.workers import count_cores, run_jobs
@@ -334,15 +334,16 @@ def parse_flags(argv: list[str]) -> argparse.Namespace:
     Raises:
         UserError: a flag is unknown, out of range or missing.
     """
-    parser = Parser(
-        description=__doc__.split("\n")[0], allow_abbrev=False, epilog="data/README.md says more."
-    )
-    parser.add_argument("photos", type=Path, nargs="?", metavar="PHOTOS", help="folder of photos")
+    parser = Parser(__doc__, epilog="data/README.md says more.")
+    parser.add_argument("photos", type=path_flag, nargs="?", metavar="PHOTOS", help="folder of photos")
     parser.add_argument("--look", default="evening", help="name of a look (default: %(default)s)")
     parser.add_argument(
-        "--looks", type=Path, default=HERE / "looks.yaml", help="file of looks (default: data/looks.yaml)"
+        "--looks",
+        type=path_flag,
+        default=HERE / "looks.yaml",
+        help="file (default: data/looks.yaml)",
     )
-    parser.add_argument("--out", type=Path, help="folder for the pairs (default: data/LOOK)")
+    parser.add_argument("--out", type=path_flag, help="folder for the pairs (default: data/LOOK)")
     parser.add_argument(
         "--size", type=int, default=512, help="pixels, a multiple of 8 (default: %(default)s)"
     )
@@ -350,10 +351,13 @@ def parse_flags(argv: list[str]) -> argparse.Namespace:
         "--workers", type=int, default=min(count_cores(), 32), help="processes (default: one a core)"
     )
     parser.add_argument(
-        "--masks-only", type=Path, metavar="DATA_DIR", help="add eye_mask/ to pairs without it"
+        "--masks-only", type=path_flag, metavar="DATA_DIR", help="add eye_mask/ to pairs without it"
     )
     parser.add_argument(
-        "--face_models", type=Path, metavar="FOLDER", help="models that find faces (default: fetched once)"
+        "--face_models",
+        type=path_flag,
+        metavar="FOLDER",
+        help="models that find faces (default: fetched once)",
     )
     flags = parser.parse_args(argv)
     if flags.size % 8 or not 64 <= flags.size <= 1024:

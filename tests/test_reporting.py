@@ -8,8 +8,8 @@ import pytest
 import torch
 from conftest import read_rows
 
+from tinybeauty.progress import BEST_LOSS, BEST_PSNR
 from tinybeauty.reporting import describe_data, describe_drop, describe_epoch, print_summary, to_csv
-from tinybeauty.runs import BEST_LOSS, BEST_PSNR
 from tinybeauty.shipping import pack
 from tinybeauty_training import TinyBeauty
 

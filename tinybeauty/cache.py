@@ -19,7 +19,7 @@ import numpy as np
 from pydantic import BaseModel, Field, field_validator
 from tqdm import tqdm
 
-from tinybeauty.errors import UserError, list_some, one_line
+from tinybeauty.errors import UserError, list_some, one_line, readable
 from tinybeauty.files import lock_folder, make_folder, save_bytes
 from tinybeauty.images import describe_reader, read_image
 from tinybeauty.pairs import Pair
@@ -69,7 +69,7 @@ def describe_files(pair: Pair) -> Files:
             with suppress(OSError):  # a file that has just gone: decoding will say so
                 stat = path.stat()
                 times = stat.st_mtime_ns, stat.st_ctime_ns
-                described.append((path.name, stat.st_size, *times, stat.st_ino))
+                described.append((readable(path.name), stat.st_size, *times, stat.st_ino))
     return described
 
 
@@ -87,6 +87,15 @@ def decode_pair(pair: Pair, image_size: int) -> tuple[np.ndarray, list[str]]:
         except UserError as error:
             problems.append(str(error))
     return pixels, problems
+
+
+def map_pixels(path: Path, shape: tuple[int, ...]) -> np.ndarray:
+    """Return the pixels in a file: mapped or, where its file system maps none, read into memory."""
+    try:
+        return np.memmap(path, np.uint8, "r", shape=shape)
+    except OSError as error:
+        print(f"          {path} cannot be mapped ({error.strerror}): it is read into memory instead")
+        return np.fromfile(path, np.uint8, math.prod(shape)).reshape(shape)
 
 
 class PixelCache:
@@ -134,7 +143,7 @@ class PixelCache:
             if self.pairs != known:
                 self._write_index()
         if self._row_count:
-            self.pixels = np.memmap(self.pixels_path, np.uint8, "r", shape=(self._row_count, *self.shape))
+            self.pixels = map_pixels(self.pixels_path, (self._row_count, *self.shape))
         self._unchecked = set(self.pairs)
         return broken
 
@@ -246,7 +255,11 @@ def choose_cache_dir(cache_dir: str, data_dir: Path) -> Path | None:
         with suppress(OSError):
             make_folder(data_dir / ".cache")
             return data_dir / ".cache"
-        place = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "tinybeauty"
+        users = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")  # noqa: PTH111
+        if users.startswith("~"):  # neither a HOME nor an entry in /etc/passwd: there Path's raises
+            print("          there is no folder for a cache: the decoded pairs stay in memory")
+            return None
+        place = Path(users) / "tinybeauty"
     place /= f"{data_dir.name}-{hashlib.sha256(os.fsencode(data_dir)).hexdigest()[:8]}"
     try:
         make_folder(place)

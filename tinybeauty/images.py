@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError, features
 
 from tinybeauty.colour import to_srgb
-from tinybeauty.errors import UserError, one_line
+from tinybeauty.errors import UserError, one_line, readable
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 IMAGE_KINDS = ("PNG", "JPEG", "WEBP", "BMP")  # Pillow's other decoders stay shut: some start other programs
@@ -20,6 +20,8 @@ MAX_PIXELS = 2**26  # of a file; a phone's 48 million pass, a decompression bomb
 
 def list_images(folder: Path) -> dict[str, Path]:
     """Return {stem: path} of the images in a folder, sorted by stem; other and hidden files are passed over.
+
+    A stem is the readable one of the file's name: with it files pair up, whoever has written them.
 
     Raises:
         UserError: the folder cannot be listed, or two images share a stem.
@@ -32,11 +34,12 @@ def list_images(folder: Path) -> dict[str, Path]:
     for path in paths:
         if path.name.startswith("."):
             continue
-        if path.stem in images:
+        stem = readable(path.stem)
+        if stem in images:
             raise UserError(
-                f"{folder} has two images of one name: {images[path.stem].name} and {path.name}; rename one"
+                f"{folder} has two images of one name: {images[stem].name} and {path.name}; rename one"
             )
-        images[path.stem] = path
+        images[stem] = path
     return images
 
 

@@ -73,6 +73,12 @@ def check_person_pattern(pattern: str) -> str:
 PersonPattern = Annotated[str, AfterValidator(check_person_pattern)]
 
 
+def lacks_demo(data_dir: Path, demo_dirs: tuple[Path, ...]) -> bool:
+    """Return whether a folder is that of the demo, however it was typed, and nothing is in it yet."""
+    meant = data_dir.resolve() in {folder.resolve() for folder in demo_dirs}
+    return meant and not (data_dir.is_dir() and any(data_dir.iterdir()))
+
+
 def draw_demo_pairs(tool: Path, data_dir: Path) -> None:
     """Draw the demo pairs with the tool that draws them.
 
