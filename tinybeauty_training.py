@@ -563,8 +563,7 @@ def resume_run(run: Run, checksums: dict[str, int], output: OutputDir) -> None:
         UserError: its state is damaged, or a setting or the pairs do not allow to go on.
     """
     fixed = ("image_size", "val_fraction", "person_pattern")
-    defaults, now = Config().model_dump(), run.config.model_dump()
-    state, before = runs.read_state(output.path, defaults, now, fixed, checksums)
+    state, before = runs.read_state(output.path, run.config, fixed, checksums)
     with shipping.name_damaged(output.path / runs.STATE_FILE):
         run.restore(state, before)
     run.progress.forget_missing(output.path)

@@ -10,12 +10,10 @@ import pytest
 
 from tinybeauty.devices import ALONE
 from tinybeauty.errors import UserError
+from tinybeauty.progress import BEST_LOSS, BEST_PSNR, Progress
 from tinybeauty.runs import (
-    BEST_LOSS,
-    BEST_PSNR,
     STATE_FILE,
     OutputDir,
-    Progress,
     StopRequest,
     check_edits,
     check_finite,

@@ -203,18 +203,13 @@ def check_pairs(before: dict[str, int], now: dict[str, int], data_dir: str) -> N
 
 
 def read_state(
-    output_dir: Path,
-    defaults: dict[str, Any],
-    now: dict[str, Any],
-    fixed: tuple[str, ...],
-    checksums: dict[str, int],
+    output_dir: Path, config: Settings, fixed: tuple[str, ...], checksums: dict[str, int]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the state of the run in a folder and its settings; say which settings differ now.
 
     Args:
         output_dir: where the run is.
-        defaults: of all settings; a state may be older than a setting.
-        now: the settings of this start.
+        config: the settings of this start.
         fixed: the keys that cannot change within a run.
         checksums: of the pairs of this start.
 
@@ -224,9 +219,9 @@ def read_state(
     path = output_dir / STATE_FILE
     state = load_content(path, RUN_FORMAT)
     with name_damaged(path):
-        before = defaults | state["config"]
-        check_edits(before, now, fixed)
-        check_pairs(state["checksums"], checksums, now["data_dir"])
+        before = type(config)().model_dump() | state["config"]  # it may be older than a setting
+        check_edits(before, config.model_dump(), fixed)
+        check_pairs(state["checksums"], checksums, str(config.data_dir))
     return state, before
 
 
