@@ -85,7 +85,7 @@ def draw_scene(width: int) -> Image.Image:
     return Image.fromarray((np.asarray(scene) + noise).clip(0, 255).astype(np.uint8))
 
 
-def save_scenes(argv: list[str]) -> None:
+def save_scene(argv: list[str]) -> None:
     """Run the command line; raises UserError."""
     parser = Parser(description=__doc__.split("\n")[0], allow_abbrev=False)
     parser.add_argument("out", type=Path, help="where the picture goes; its name says in which format")
@@ -101,7 +101,7 @@ def save_scenes(argv: list[str]) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; return the exit code."""
-    return run_command(save_scenes, argv, "stopped; nothing was written")
+    return run_command(save_scene, argv, "stopped; nothing was written")
 
 
 if __name__ == "__main__":
