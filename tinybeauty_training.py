@@ -461,9 +461,7 @@ class Run:
             getattr(self, name).load_state_dict(state[name])
         self.scheduler.factor, self.scheduler.patience = config.lr_factor, config.lr_patience
         if "lr_scale" not in state["progress"] and progress.global_step > before["warmup_steps"]:
-            progress.lr_scale = (
-                self.optimizer.param_groups[0]["lr"] / before["learning_rate"]
-            )  # an older state
+            progress.lr_scale = self.optimizer.param_groups[0]["lr"] / before["learning_rate"]
         if config.learning_rate != before["learning_rate"]:
             progress.lr_scale = 1.0
         if any(getattr(config, key) != before[key] for key in LOSS_WEIGHTS):

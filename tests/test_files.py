@@ -48,7 +48,8 @@ def save_a_file(folder: Path, demo: Path) -> None:
 
 
 def save_the_cache(folder: Path, demo: Path) -> None:
-    decode_pairs(find_pairs(demo), 64, folder, skip_bad=False)
+    cache = decode_pairs(find_pairs(demo), 64, folder, skip_bad=False)
+    cache.read(list(cache.pairs))  # which looks at the check sums
 
 
 def train(folder: Path, demo: Path) -> None:
