@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import os
 import pickle
-import signal
 import subprocess
 import sys
-import time
 import zipfile
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import NETWORKS, ROOT, SCRIPT, SMALL, read_rows
+from conftest import NETWORKS, ROOT, SMALL, read_rows
 from test_resume import snapshot
 
 from tinybeauty.errors import UserError
@@ -43,28 +41,6 @@ def test_disk_full_then_mended_then_resumed(demo, tmp_path, call_main, one_error
     assert [row["epoch"] for row in read_rows(tmp_path / "out")] == [1, 2, 3]
     for name in NETWORKS:
         load_model(tmp_path / "out" / name)
-
-
-def test_a_second_ctrl_c_ends_at_once(demo, tmp_path):
-    """In a step that takes a second or more; the state of the epoch before stays."""
-    argv = ["--data_dir", demo, "--output_dir", tmp_path / "out", "--cache_dir", "", "--epochs", 50]
-    argv += [*SMALL, "--image_size", 512, "--batch_size", 32]
-    with subprocess.Popen(
-        [str(word) for word in [sys.executable, "-u", SCRIPT, *argv]],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    ) as run:  # fmt: skip
-        for line in run.stdout:
-            if line.startswith("epoch   1"):
-                break
-        state = (tmp_path / "out" / "tinybeauty_last.ckpt").read_bytes()
-        time.sleep(0.3)
-        run.send_signal(signal.SIGINT)
-        time.sleep(0.2)
-        run.send_signal(signal.SIGINT)
-        _, stderr = run.communicate(timeout=30)
-    assert run.returncode == 130
-    assert "stopped at once" in stderr
-    assert (tmp_path / "out" / "tinybeauty_last.ckpt").read_bytes() == state
 
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(demo, tmp_path, call_main, one_error):

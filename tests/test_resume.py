@@ -69,19 +69,19 @@ def test_sigterm_saves_the_state_and_the_rest_is_the_same(demo, tmp_path):
 
 @pytest.fixture
 def signal_at():
-    """Return a function that sends this process a signal when a network is called for the n-th time.
+    """Return a function that sends this process signals when a network is called for the n-th time.
 
     Counted are the calls while training, one a step, or those while measuring.
     """
     hooks = []
 
-    def arm(number: int, count: int, training: bool = True) -> None:
+    def arm(number: int, count: int, training: bool = True, times: int = 1) -> None:
         calls = []
 
         def press(module, inputs):
             if isinstance(module, TinyBeauty) and module.training == training and len(inputs[0]) > 1:
                 calls.append(module)
-                if len(calls) == count:
+                for _ in range(times if len(calls) == count else 0):
                     signal.raise_signal(number)
 
         hooks.append(torch.nn.modules.module.register_module_forward_pre_hook(press))
@@ -110,11 +110,25 @@ def test_a_request_to_stop_is_met_after_the_step(
     assert "stopped, the state is saved; go on with: python" in stderr
     progress = torch.load(tmp_path / STATE, weights_only=True)["progress"]
     assert (progress["epoch"], progress["pairs_done"], progress["global_step"]) == (epoch, pairs_done, step)
+    networks = {"tinybeauty_best_loss.pt", "tinybeauty_best_psnr.pt"} if epoch else set()
+    assert {path.name for path in tmp_path.glob("*.pt")} == networks
     assert (tmp_path / "metrics.csv").exists() == (epoch > 0)
     code, stdout, stderr = call_main(*argv, "--resume")
     assert code == 0, stderr
     assert f"epoch {epoch + 1} of 3, {pairs_done} of its pairs are done" in stdout
     assert read_result(tmp_path) == read_result(three_epochs)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no signals to oneself there")
+def test_a_second_ctrl_c_ends_at_once(copy_run, call_main, signal_at):
+    """In the middle of a step; the state of the epoch before stays."""
+    folder, argv = copy_run
+    before = snapshot(folder)
+    signal_at(signal.SIGINT, 1, times=2)
+    code, _, stderr = call_main(*argv, "--epochs", 4, "--resume")
+    assert code == 130
+    assert "stopped at once" in stderr
+    assert snapshot(folder) == before
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no signals to oneself there")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import os
 import signal
 import subprocess
@@ -12,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import NETWORKS, SCRIPT, SMALL
+from conftest import NETWORKS, SCRIPT, SMALL, read_rows
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(SCRIPT)]
 # Steps of 8, and at the end of an epoch one of fewer pairs than that.
@@ -23,12 +22,6 @@ def run(command: list[object]) -> subprocess.CompletedProcess:
     """Run a command to its end."""
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.run([str(word) for word in command], capture_output=True, text=True, env=environment)
-
-
-def read_rows(folder: Path) -> list[dict[str, float]]:
-    """Return the rows of metrics.csv."""
-    with (folder / "metrics.csv").open(newline="") as file:
-        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
 
 
 @pytest.fixture(scope="module")

@@ -94,7 +94,7 @@ class FakeRun:
 
 @pytest.fixture
 def start(tmp_path, monkeypatch):
-    """Return a function that starts a tracker, with an account at WandB or not: (tracker, modes tried)."""
+    """Return a function that starts a tracker where there is an account or none: (tracker, modes tried)."""
     import wandb
 
     def start(
