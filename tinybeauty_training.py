@@ -47,7 +47,8 @@ from tinybeauty.devices import Team
 from tinybeauty.errors import Parser, UserError, run_command
 from tinybeauty.layers import ConvNormReLU, Upsample, count_multiply_adds, count_parameters, separable
 from tinybeauty.pairs import Pair, PersonPattern, draw_demo_pairs, find_pairs, lacks_demo, split_pairs
-from tinybeauty.runs import FINAL, OutputDir, Progress, StopRequest, check_finite
+from tinybeauty.progress import FINAL, Progress
+from tinybeauty.runs import OutputDir, StopRequest, check_finite
 from tinybeauty.settings import Folder, FolderOrNothing
 from tinybeauty.tracking import Tracker, WandbMode, find_trial
 from tinybeauty.workers import read_ahead
@@ -272,7 +273,7 @@ class MakeupPairs(Dataset):
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
         """Return (source, target, eye_mask) in [0, 1]: (3, H, W), (3, H, W), (1, H, W)."""
-        return to_images(self.read(torch.tensor([index % len(self)]))[0])
+        return to_images(self.read(torch.arange(len(self))[[index]])[0])  # IndexError: a loop ends there
 
     def read(self, indices: Tensor) -> Tensor:
         """Return the pixels of some pairs, (B, H, W, 7) uint8; raise UserError where they are damaged."""
@@ -504,7 +505,7 @@ def train_one_epoch(
         bar.update()
         if time.perf_counter() - shown > 0.5:  # reading the loss waits for the device: not in every step
             shown = time.perf_counter()
-            check_finite(losses["loss"].item(), epoch, run.learning_rate(progress.global_step))
+            check_finite(losses["loss"].item(), epoch, config.learning_rate)
             bar.set_postfix(loss=f"{losses['loss'].item():.4f}", refresh=False)
         if stop.asked(team):
             break
@@ -513,8 +514,8 @@ def train_one_epoch(
         team.average(norm.running_var)
     progress.sums = {name: team.all_reduce(total).item() for name, total in sums.items()}
     weights = sum(weight.detach().abs().sum().item() for weight in run.model.parameters())
-    rate = run.learning_rate(progress.global_step)
-    check_finite(progress.sums["loss"] + weights, epoch, rate)  # a bad gradient shows in the weights
+    # A bad gradient shows in the weights.
+    check_finite(progress.sums["loss"] + weights, epoch, config.learning_rate)
     speed = (progress.pairs_done - first) / (time.perf_counter() - start)
     means = {f"train/{name}": total / (progress.summed or math.nan) for name, total in progress.sums.items()}
     return means | {"time/images_per_s": speed}

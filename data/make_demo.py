@@ -806,8 +806,14 @@ def apply_makeup(bare: Array, look: Makeup) -> Array:
     return made
 
 
-def draw_pair(index: int, size: int, seed: int) -> tuple[Array, Array, Array]:
+def draw_pair(index: int, size: int, seed: int, backdrop: float | None = None) -> tuple[Array, Array, Array]:
     """Draw pair `index`: bare face, made-up face and eye mask.
+
+    Args:
+        index: which; decides about the face together with the seed.
+        size: of the pictures in pixels.
+        seed: another one draws other faces.
+        backdrop: a grey from 0 to 1 instead of a studio wall.
 
     Returns:
         source (size, size, 3), target (size, size, 3), eye_mask (size, size), all uint8.
@@ -816,6 +822,8 @@ def draw_pair(index: int, size: int, seed: int) -> tuple[Array, Array, Array]:
     grid, look = make_grid(face), Makeup.nothing(size)
     hair = make_hair(face, grid)
     bare = paint_backdrop(face, grid)
+    if backdrop is not None:
+        bare[:] = backdrop
     has_hair = face.style != "bald"
     if face.style == "bun":
         paint_bun(face, bare, grid)

@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
+from tinybeauty.alignment import Array, Part, find_quad, soften, window
 from tinybeauty.errors import UserError, find_similar, one_line
-from tinybeauty.faces import (
+from tinybeauty.landmarks import (
     BARE_SKIN,
     BROW_BASE,
     BROW_TOP,
@@ -28,12 +29,7 @@ from tinybeauty.faces import (
     LIPS_OUTER,
     LOWER_LID,
     UPPER_LID,
-    Array,
-    Part,
-    find_quad,
-    soften,
-    window,
-)  # fmt: skip
+)
 
 VERSION = 1  # of the makeup: another number, and the same command makes every pair anew
 

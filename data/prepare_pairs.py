@@ -1,29 +1,13 @@
-# /// script
-# requires-python = ">=3.10,<3.13"
-# dependencies = [
-#     "mediapipe==0.10.21",  # the last release that carries its models; newer ones must download them
-#     "numpy>=1.26,<2",
-#     "protobuf>=4.25.3,<5",
-#     "absl-py", "attrs", "filelock>=3.12", "flatbuffers", "matplotlib",
-#     "opencv-python-headless==4.11.0.86",
-#     "pillow>=10.1", "pyyaml>=6.0", "tqdm>=4.66",
-# ]
-#
-# [tool.uv]
-# # What mediapipe asks for and finding landmarks never loads: 300 MB, and libraries a server has not.
-# exclude-dependencies = ["jax", "jaxlib", "opencv-contrib-python", "sounddevice", "sentencepiece"]
-# ///
 """Turn photos into training pairs: find the faces, align them as FFHQ does, put a look on.
 
-    uv run data/prepare_pairs.py PHOTOS --look evening --out data/evening
-    python data/prepare_pairs.py PHOTOS --look evening --out data/evening   # landmarks beside the photos
-    uv run data/prepare_pairs.py --masks-only data/faces                    # adds eye_mask/ to pairs
+    python data/prepare_pairs.py PHOTOS --look evening --out data/evening
+    python data/prepare_pairs.py --masks-only data/faces      # adds eye_mask/ to pairs
 
 Writes `source/NAME.png`, `target/NAME.png`, `eye_mask/NAME.png` (further faces: NAME_2 ...), `skipped.csv`
 and `preview.png`. The look is one of `looks.yaml`. Landmarks are MediaPipe's 478; a `NAME.json` beside
-the photo, `{"landmarks": [[x, y] * 478]}` in its pixels, spares MediaPipe. A pair depends on the photo, its
+the photo, `{"landmarks": [[x, y] * 478]}` in its pixels, spares the search. A pair depends on the photo, its
 landmarks, the look and the size alone. The same command goes on where it was stopped. How faces are found
-and aligned stands in tinybeauty/faces.py, how makeup is painted in data/makeup.py.
+stands in tinybeauty/faces.py, how makeup is painted in data/makeup.py.
 """
 
 from __future__ import annotations
@@ -31,7 +15,6 @@ from __future__ import annotations
 import argparse
 import csv
 import hashlib
-import importlib.util
 import io
 import json
 import math
@@ -49,23 +32,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `python data/
 
 from makeup import VERSION, Portrait, draw_eye_mask, load_look, paint_look, to_linear_look
 
+from tinybeauty.alignment import Array, align
 from tinybeauty.errors import LeftOut, Parser, UserError, list_some, run_command
-from tinybeauty.faces import (
-    MAX_FACES,
-    UPPER_LID,
-    Array,
-    align,
-    check_face,
-    check_sharpness,
-    find_landmarks,
-    read_landmarks,
-)
+from tinybeauty.face_models import fetch_face_models, load_face_models
+from tinybeauty.faces import check_colours, check_face, check_shape, check_sharpness, find_faces
 from tinybeauty.files import make_folder, path_flag, save_bytes
-from tinybeauty.images import IMAGE_SUFFIXES, list_images, open_image
+from tinybeauty.images import IMAGE_SUFFIXES, READER, list_images, open_image
+from tinybeauty.landmarks import UPPER_LID, read_landmarks
 from tinybeauty.workers import count_cores, run_jobs
 
 HERE = Path(__file__).resolve().parent
 KINDS = ("source", "target", "eye_mask")
+FINDER = 2  # number of the way to find faces: another one, and pairs of faces it found are made anew
 MARK = "tinybeauty"  # the text in a PNG that says what it was made from
 
 
@@ -79,6 +57,7 @@ class Job:
     """One photo and what to do with it; goes to a worker process.
 
     Attributes:
+        face_models: Folder of the models that find faces; None for the user's cache.
         settings: What the pairs depend on besides the photo and its landmarks, as text.
         taken: Names that further faces must not get: other photos have them.
     """
@@ -87,6 +66,7 @@ class Job:
     out: Path
     look: dict[str, dict[str, Any]]
     size: int
+    face_models: Path | None
     settings: str = ""
     taken: frozenset[str] = frozenset()
 
@@ -159,16 +139,32 @@ def read_photo(data: bytes) -> Image.Image:
         raise LeftOut(f"cannot be read: {error}") from None
 
 
-def find_faces(photo: Image.Image, landmarks: bytes | None) -> list[Array]:
-    """Return the landmarks (478, 2) of the photo's faces, from the json file or from MediaPipe.
+def look_for_faces(
+    photo: Image.Image, landmarks: bytes | None, models: Path | None
+) -> tuple[list[Array], list[str]]:
+    """Return the landmarks (478, 2) of a photo's faces, the largest first, and why others are left out.
+
+    Args:
+        photo: upright, RGB.
+        landmarks: what the json file beside the photo holds; None finds the faces.
+        models: the folder of the face models; None for the user's cache.
 
     Raises:
         LeftOut: there is none.
     """
-    faces = [read_landmarks(landmarks)] if landmarks is not None else find_landmarks(photo)
-    if not faces:
+    if landmarks is not None:
+        return [read_landmarks(landmarks)], []
+    found = find_faces(photo, load_face_models(models))
+    faces, left_out = [], list(found.left_out)
+    for face in found.faces:
+        try:
+            check_shape(face)
+            faces.append(face.points)
+        except LeftOut as reason:
+            left_out.append(str(reason))
+    if not (faces or left_out):
         raise LeftOut("no face found")
-    return faces
+    return faces, left_out
 
 
 def make_pairs(job: Job) -> Result:
@@ -180,20 +176,22 @@ def make_pairs(job: Job) -> Result:
     name = job.photo.name
     try:
         data, landmarks = read_files(job.photo)
-        fingerprint = hashlib.sha256(job.settings.encode() + data + (landmarks or b"")).hexdigest()[:16]
+        made_of = [job.settings.encode(), data, landmarks or b"found by %d" % FINDER]
+        fingerprint = hashlib.sha256(b"".join(made_of)).hexdigest()[:16]
         if finished := find_finished(job, fingerprint):
             return finished
         photo = read_photo(data)
-        faces = find_faces(photo, landmarks)
+        faces, reasons = look_for_faces(photo, landmarks, job.face_models)
     except LeftOut as reason:
         return Result([], [(name, str(reason))])
-    left_out, pairs = [], []
+    left_out, pairs = [(name, reason) for reason in reasons], []
     look = to_linear_look(job.look)
     for number, points in enumerate(faces, start=1):
         try:
             check_face(photo, points)
             picture, aligned = align(photo, points, job.size)
             check_sharpness(picture, aligned)
+            check_colours(picture, aligned)
             pair_name = job.photo.stem + (f"_{len(pairs) + 1}" if pairs else "")
             if pair_name in job.taken:
                 raise LeftOut(f"its pair would be named {pair_name}, and so is another photo")
@@ -222,15 +220,20 @@ def add_mask(job: Job) -> Result:
     try:
         data, landmarks = read_files(job.photo)
         photo = read_photo(data)
-        faces = find_faces(photo, landmarks)
+        faces, reasons = look_for_faces(photo, landmarks, job.face_models)
+        for points in faces:
+            check_colours(photo, points)
+            eyes = points[[*UPPER_LID[0], *UPPER_LID[1]]]
+            if (eyes < 0).any() or (eyes > photo.size).any() or np.ptp(eyes) < 8:
+                raise LeftOut("cut off or too small: eyes outside the picture or under 8 px apart")
     except LeftOut as reason:
         return Result([], [(name, str(reason))])
-    eyes = [points[[*UPPER_LID[0], *UPPER_LID[1]]] for points in faces]
-    if any((eye < 0).any() or (eye > photo.size).any() or np.ptp(eye) < 8 for eye in eyes):
-        return Result([], [(name, "cut off or too small: eyes outside the picture or under 8 px apart")])
+    left_out = [(name, reason) for reason in reasons]
+    if not faces:
+        return Result([], left_out)
     masks = [draw_eye_mask(Portrait(np.asarray(photo), points)) for points in faces]
     save_png(job.out / "eye_mask" / f"{job.photo.stem}.png", Image.fromarray(np.max(masks, axis=0)), {})
-    return Result([job.photo.stem], [])
+    return Result([job.photo.stem], left_out)
 
 
 # ======================================================================================================
@@ -250,19 +253,15 @@ def list_photos(folder: Path) -> list[Path]:
     return photos
 
 
-def check_mediapipe(photos: list[Path]) -> None:
-    """Refuse to start where photos have no landmarks beside them and nothing can find any.
+def get_models(photos: list[Path], face_models: Path | None) -> Path | None:
+    """Return the folder of the models that find faces, fetched if need be; None if no photo needs them.
 
     Raises:
-        UserError: MediaPipe is not installed.
+        UserError: they cannot be had.
     """
-    lacking = [path.name for path in photos if not path.with_suffix(".json").is_file()]
-    if lacking and importlib.util.find_spec("mediapipe") is None:
-        raise UserError(
-            f"{len(lacking):,} of {len(photos):,} photos have no landmarks (NAME.json) beside them "
-            f"({list_some(lacking, 2)}), and MediaPipe is not installed in this Python: start it with "
-            "`uv run data/prepare_pairs.py ...`, or see data/README.md for pip"
-        )
+    if all(path.with_suffix(".json").is_file() for path in photos):
+        return None
+    return fetch_face_models(face_models)
 
 
 def make_folders(out: Path, kinds: tuple[str, ...]) -> None:
@@ -354,6 +353,12 @@ def parse_flags(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--masks-only", type=path_flag, metavar="DATA_DIR", help="add eye_mask/ to pairs without it"
     )
+    parser.add_argument(
+        "--face_models",
+        type=path_flag,
+        metavar="FOLDER",
+        help="models that find faces (default: fetched once)",
+    )
     flags = parser.parse_args(argv)
     if flags.size % 8 or not 64 <= flags.size <= 1024:
         raise UserError(f"--size must be a multiple of 8 from 64 to 1024, got {flags.size}")
@@ -364,7 +369,9 @@ def parse_flags(argv: list[str]) -> argparse.Namespace:
     return flags
 
 
-def prepare_pairs(photos: Path, look: str, looks: Path, out: Path, size: int, workers: int) -> str:
+def prepare_pairs(
+    photos: Path, look: str, looks: Path, out: Path, size: int, workers: int, face_models: Path | None
+) -> str:
     """Make pairs from a folder of photos; return the last line to print.
 
     Raises:
@@ -374,17 +381,17 @@ def prepare_pairs(photos: Path, look: str, looks: Path, out: Path, size: int, wo
     started = time.monotonic()
     groups = load_look(looks, look)
     paths = list_photos(photos)
-    check_mediapipe(paths)
     if out.resolve() == photos.resolve():
         raise UserError(f"{out} holds the photos; choose another folder for the pairs with --out")
     check_strangers(out)
+    models = get_models(paths, face_models)
     make_folders(out, KINDS)
-    settings = json.dumps([VERSION, size, groups], sort_keys=True)
+    settings = json.dumps([VERSION, READER, size, groups], sort_keys=True)
     stems = {path.stem for path in paths}
     jobs = []
     for path in paths:
-        taken = stems & {f"{path.stem}_{number}" for number in range(2, MAX_FACES + 1)}
-        jobs.append(Job(path, out, groups, size, settings, frozenset(taken)))
+        taken = frozenset(stem for stem in stems if re.fullmatch(rf"{re.escape(path.stem)}_\d+", stem))
+        jobs.append(Job(path, out, groups, size, models, settings, taken))
     results = run_jobs(make_pairs, jobs, workers, f"putting {look} on")
     lines = save_report(out, results)
     names = [name for result in results for name in result.names]
@@ -406,7 +413,7 @@ def prepare_pairs(photos: Path, look: str, looks: Path, out: Path, size: int, wo
     return f"{text} ({seconds:.0f} s, {len(paths) / seconds:.1f} photos/s)"
 
 
-def add_masks(data_dir: Path, workers: int) -> str:
+def add_masks(data_dir: Path, workers: int, face_models: Path | None) -> str:
     """Add the missing eye masks to a folder of pairs; return the last line to print.
 
     Raises:
@@ -423,12 +430,12 @@ def add_masks(data_dir: Path, workers: int) -> str:
     lacking = [path for path in paths if path.stem not in have]
     if not lacking:
         return f"all {len(paths):,} pairs in {data_dir} have their eye masks already"
-    check_mediapipe(lacking)
+    models = get_models(lacking, face_models)
     make_folders(data_dir, ("eye_mask",))
-    jobs = [Job(path, data_dir, {}, 0) for path in lacking]
+    jobs = [Job(path, data_dir, {}, 0, models) for path in lacking]
     results = run_jobs(add_mask, jobs, workers, "drawing eye masks")
     lines = save_report(data_dir, results)
-    made = len(lacking) - lines
+    made = sum(len(result.names) for result in results)
     if not made:
         reasons = explain_left_out(results)
         raise UserError(f"none of the {len(lacking):,} pictures gave an eye mask: {reasons}")
@@ -448,9 +455,10 @@ def prepare(argv: list[str]) -> None:
     out = flags.masks_only or flags.out or HERE / flags.look
     try:
         if flags.masks_only:
-            print(add_masks(out, flags.workers))
+            print(add_masks(out, flags.workers, flags.face_models))
         else:
-            print(prepare_pairs(flags.photos, flags.look, flags.looks, out, flags.size, flags.workers))
+            what = (flags.photos, flags.look, flags.looks, out, flags.size, flags.workers)
+            print(prepare_pairs(*what, flags.face_models))
     except OSError as error:
         raise UserError(f"cannot write {error.filename or out}: {error.strerror or error}") from None
 

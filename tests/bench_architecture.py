@@ -2,7 +2,7 @@
 
     pip install onnx onnxruntime onnxscript   # for the latency
     python tests/bench_architecture.py --data_dir PAIRS --epochs 10 --learning_rate 2e-3 --warmup_steps 50
-    python tests/bench_architecture.py --data_dir PAIRS --only "this one,plain U-Net"
+    python tests/bench_architecture.py --data_dir PAIRS --only "this one,plain U-Net in float32"
 
 Same pairs, order, steps and loss for all; every figure of quality is that of the int8 file (for the plain
 U-Net of the float32 one), on people held out. Latency: ONNX Runtime, one thread, one image of 256 x 256,
@@ -12,7 +12,6 @@ a line as each candidate is done and the whole table in Markdown at the end; ass
 
 from __future__ import annotations
 
-import argparse
 import copy
 import io
 import math
@@ -25,11 +24,18 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import tinybeauty_training as program
-from tinybeauty_training import ConvNormReLU, TinyBeauty, Upsample, separable
+from tinybeauty import devices, settings, shipping
+from tinybeauty.devices import ALONE
+from tinybeauty.errors import Parser, UserError, run_command
+from tinybeauty.layers import ConvNormReLU, Upsample, count_multiply_adds, count_parameters, separable
+from tinybeauty.runs import StopRequest
+from tinybeauty_training import TinyBeauty
 
 # ======================================================================================================
 # Candidates: the network with one thing changed
@@ -196,7 +202,7 @@ class PlainUNet(nn.Module):
         """Fold the BatchNorms."""
         for module in list(self.modules()):
             if isinstance(module, nn.Sequential) and isinstance(module[0], nn.Conv2d):
-                module[0] = program.fuse_conv_bn_eval(module[0].eval(), module[1].eval())
+                module[0] = fuse_conv_bn_eval(module[0].eval(), module[1].eval())
                 module[1] = nn.Identity()
         return self.eval().requires_grad_(False)
 
@@ -221,6 +227,8 @@ class PaperNet(nn.Module):
 
     That number comes out if only the InstanceNorms after the two strided convolutions have weights.
     """
+
+    ARCHITECTURE = TinyBeauty.ARCHITECTURE  # as many bytes of description as all the others have
 
     def __init__(self, channels: int = 24) -> None:
         super().__init__()
@@ -252,7 +260,7 @@ class PaperNet(nn.Module):
         return self.eval().requires_grad_(False)
 
 
-FIRST_TRIAL, PLAIN = "first trial (86,627)", "plain U-Net, float32"
+FIRST_TRIAL, PLAIN = "first trial (86,627)", "plain U-Net in float32"
 CANDIDATES: dict[str, Callable[[], nn.Module]] = {
     "this one": TinyBeauty,
     FIRST_TRIAL: make_first_trial,
@@ -287,19 +295,19 @@ def train_candidate(
 ) -> dict[str, float]:
     """Train one candidate; return its metrics, and `raw`: the PSNR of the weights without averaging."""
     with redirect_stdout(io.StringIO()) if quiet else nullcontext():
-        device, dtype = program.choose_device(config)
-    run = program.Run(config, device, dtype, make_model=CANDIDATES[name])
-    bar = program.tqdm(total=config.epochs, desc=name, unit="epoch", disable=None, leave=False)
-    with program.StopRequest() as stop, program.tqdm(disable=True) as steps, bar:
+        device, dtype = devices.choose_device(config.device, config.precision, ALONE)
+    torch.manual_seed(config.seed)
+    run = program.Run(config, CANDIDATES[name](), device, dtype, ALONE)
+    bar = tqdm(total=config.epochs, desc=name, unit="epoch", disable=None, leave=False)
+    with StopRequest() as stop, tqdm(disable=True) as steps, bar:
         for epoch in range(1, config.epochs + 1):
             program.train_one_epoch(run, train_set, epoch, stop, steps)
             run.progress.pairs_done, run.progress.sums = 0, {}
-            if stop.signal_number:
+            if stop.asked(ALONE):
                 sys.exit(f"stopped in {name}")
             shipped = ship(run.average, name).to(device, memory_format=torch.channels_last)
             scores = program.evaluate(shipped, val_set, run.criterion, device)
-            if run.progress.global_step >= config.warmup_steps:
-                run.scheduler.step(scores["val/loss"])
+            run.watch_plateau(scores["val/loss"])
             bar.update()
     raw = ship(run.model, name).to(device, memory_format=torch.channels_last)
     return scores | {"raw": program.evaluate(raw, val_set, run.criterion, device)["val/psnr"]}
@@ -307,14 +315,14 @@ def train_candidate(
 
 def ship(model: nn.Module, name: str) -> nn.Module:
     """Return the folded network with its weights as they ship."""
-    folded = copy.deepcopy(model).cpu().float().fold_()
-    return folded if name == PLAIN else program.unpack_into(folded, program.pack_model(model))
+    plain = copy.deepcopy(model).cpu().float()
+    return plain.fold_() if name == PLAIN else shipping.unpack(shipping.pack(model), plain)
 
 
 def count_bytes(model: nn.Module, name: str) -> int:
     """Return the size of the file that would ship."""
     folded = copy.deepcopy(model).fold_()
-    return len(program.to_bytes(folded.state_dict() if name == PLAIN else program.pack_model(model)))
+    return len(shipping.to_bytes(folded.state_dict() if name == PLAIN else shipping.pack(model)))
 
 
 def find_latencies(names: list[str], rounds: int = 12) -> dict[str, float]:
@@ -347,7 +355,7 @@ def find_latencies(names: list[str], rounds: int = 12) -> dict[str, float]:
 def describe(name: str, latencies: dict[str, float], scores: dict[str, float] | None) -> str:
     """Return one line of the table, in Markdown."""
     model = CANDIDATES[name]()
-    parameters, work = program.count_parameters(model), program.count_multiply_adds(model, 256)
+    parameters, work = count_parameters(model), count_multiply_adds(model, 256)
     latency = (
         f"{latencies[name]:.1f} ms ({latencies[name] / latencies[FIRST_TRIAL]:.2f})" if latencies else "-"
     )
@@ -364,23 +372,25 @@ HEADER = (
 )
 
 
-def main() -> None:
-    """Run the benchmark."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
+def run_benchmark(argv: list[str]) -> None:
+    """Run the benchmark.
+
+    Raises:
+        UserError: the command line or the pairs are not usable.
+    """
+    parser = Parser(description=__doc__.split("\n")[0], allow_abbrev=False)
     parser.add_argument("--only", help="names of candidates, separated by commas")
     parser.add_argument("--no-training", action="store_true", help="sizes and latencies alone, in a minute")
-    options, rest = parser.parse_known_args()
-    flags, _ = program.parse_flags(["--wandb_mode", "disabled", *rest])
-    config = program.Config(**flags)
+    config, options = settings.read_settings(parser, program.Config, argv, program.HERE / "config.yaml")
     names = [name.strip() for name in options.only.split(",")] if options.only else list(CANDIDATES)
     if unknown := [name for name in names if name not in CANDIDATES]:
-        sys.exit(f"error: unknown candidates {unknown}; there are: {', '.join(CANDIDATES)}")
+        raise UserError(f"unknown candidates {unknown}; there are: {', '.join(CANDIDATES)}")
     names = list(dict.fromkeys([*names, FIRST_TRIAL]))
-    program.keep_freed_memory()
+    devices.keep_freed_memory()
     latencies = find_latencies(names)
     scores: dict[str, dict[str, float]] = {}
     if not options.no_training:
-        train_set, val_set = program.read_data(program.find_data(config), config)
+        train_set, val_set = program.load_data(config)
         for name in names:
             scores[name] = train_candidate(name, config, train_set, val_set)
             print(describe(name, latencies, scores[name]), flush=True)
@@ -393,4 +403,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(run_benchmark, None, interrupted="stopped"))

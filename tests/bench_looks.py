@@ -25,7 +25,9 @@ from makeup import LUMA, Portrait
 from prepare_pairs import list_photos, read_files, read_photo
 
 import tinybeauty_training as program
-from tinybeauty.faces import read_landmarks
+from tinybeauty.cache import PixelCache, decode_pairs
+from tinybeauty.landmarks import read_landmarks
+from tinybeauty.pairs import Pair, find_pairs, split_pairs
 
 ROOT = Path(program.__file__).parent
 THIRDS = ("darkest", "middle", "lightest")
@@ -45,12 +47,12 @@ def find_lightness(photo: Path) -> float:
     return 116 * luminance ** (1 / 3) - 16 if luminance > 0.008856 else 903.3 * luminance
 
 
-def score(network: Path, people: program.MakeupPairs) -> Scores:
+def score(network: Path, people: list[Pair], pixels: PixelCache) -> Scores:
     """Return the metrics of a network's file for every person, and `untouched_eyes`, of doing nothing."""
     cpu, criterion, model = torch.device("cpu"), program.MakeupLoss(1.0, 0.5), program.load_model(network)
     rows = []
-    for number in range(len(people)):
-        person = people.take([number])
+    for pair in people:
+        person = program.MakeupPairs([pair], pixels)
         row = program.evaluate(model, person, criterion, cpu)
         row["untouched_eyes"] = program.evaluate(torch.zeros_like, person, criterion, cpu)["val/psnr_eyes"]
         rows.append(row)
@@ -78,13 +80,14 @@ def main() -> None:
     photos = {path.stem: path for path in list_photos(options.photos)}
     columns = "doing nothing | PSNR | gain | eyes, doing nothing | eyes | SSIM |"
     whole, parts = [f"| look | bytes | {columns}"], [f"| look | third | people | skin L* | {columns}"]
-    spreads = []
+    spreads, defaults = [], program.Config()
     for network in sorted((ROOT / "tinybeauty_model" / "pretrained").glob("*.pt")):
         look = network.stem
-        config = program.Config(data_dir=str(options.pairs / look), image_size=options.image_size)
-        _, people = program.read_data(program.find_data(config), config)
-        lightness = np.array([find_lightness(photos[stem]) for stem in people.stems])
-        scores = score(network, people)
+        pairs = find_pairs(options.pairs / look)
+        _, people = split_pairs(pairs, defaults.val_fraction, defaults.person_pattern)
+        pixels = decode_pairs(people, options.image_size, folder=None, skip_bad=False)
+        lightness = np.array([find_lightness(photos[pair.stem]) for pair in people])
+        scores = score(network, people, pixels)
         whole.append(f"| {look} | {network.stat().st_size:,} | {describe(scores, np.arange(len(people)))}")
         thirds = np.array_split(np.argsort(lightness, kind="stable"), 3)
         for name, third in zip(THIRDS, thirds, strict=True):

@@ -8,7 +8,6 @@ Any key of config.yaml is a flag and holds for all rows. Prints a table in Markd
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +22,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from bench_architecture import train_candidate
 
 import tinybeauty_training as program
+from tinybeauty import devices, settings
+from tinybeauty.errors import Parser, UserError, run_command
 
 FAST = {"learning_rate": 2e-3, "warmup_steps": 50}
 RECIPES: dict[str, dict[str, float | bool]] = {
@@ -59,16 +60,20 @@ def move_batches(load_batches) -> object:
     return load
 
 
-def main() -> None:
-    """Run the benchmark."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
+def run_benchmark(argv: list[str]) -> None:
+    """Run the benchmark.
+
+    Raises:
+        UserError: the command line or the pairs are not usable.
+    """
+    parser = Parser(description=__doc__.split("\n")[0], allow_abbrev=False)
     parser.add_argument("--only", help="names of rows, separated by semicolons")
-    options, rest = parser.parse_known_args()
+    config, options = settings.read_settings(parser, program.Config, argv, program.HERE / "config.yaml")
     names = options.only.split(";") if options.only else list(RECIPES)
-    flags, _ = program.parse_flags(["--wandb_mode", "disabled", *rest])
-    config = program.Config(**flags)
-    program.keep_freed_memory()
-    train_set, val_set = program.read_data(program.find_data(config), config)
+    if unknown := [name for name in names if name not in RECIPES]:
+        raise UserError(f"unknown rows {unknown}; there are: {'; '.join(RECIPES)}")
+    devices.keep_freed_memory()
+    train_set, val_set = program.load_data(config)
     print(f"\n{config.epochs} epochs, {config.image_size} px, seed {config.seed}, torch {torch.__version__}")
     print("| settings | PSNR | gain | eyes | PSNR without averaging |\n|" + " --- |" * 5, flush=True)
     usual = program.load_batches
@@ -84,4 +89,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(run_benchmark, None, interrupted="stopped"))

@@ -14,10 +14,14 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import tinybeauty_training as program
+from tinybeauty import devices, shipping
+from tinybeauty.devices import ALONE
+from tinybeauty.runs import StopRequest
 
 
 def start_as_pytorch(model: program.TinyBeauty, zero_out: bool) -> None:
@@ -32,16 +36,20 @@ def start_as_pytorch(model: program.TinyBeauty, zero_out: bool) -> None:
 
 def train_from(start: str, config: program.Config, train_set, val_set) -> list[float]:
     """Train from one start; return val/psnr_gain after each epoch, in dB."""
-    device, dtype = program.choose_device(config)
-    run = program.Run(config, device, dtype)
+    device, dtype = devices.choose_device(config.device, config.precision, ALONE)
+    torch.manual_seed(config.seed)
+    model = program.TinyBeauty()
     if start != "small start":
-        start_as_pytorch(run.model, zero_out=start == "PyTorch's, out zero")
+        start_as_pytorch(model, zero_out=start == "PyTorch's, out zero")
+    run = program.Run(config, model, device, dtype, ALONE)
     gains = []
-    with program.StopRequest() as stop, program.tqdm(disable=True) as bar:
+    with StopRequest() as stop, tqdm(disable=True) as bar:
         for epoch in range(1, config.epochs + 1):
             program.train_one_epoch(run, train_set, epoch, stop, bar)
             run.progress.pairs_done, run.progress.sums = 0, {}
-            network = program.unpack_model(program.pack_model(run.model)).to(device)
+            if stop.asked(ALONE):
+                sys.exit(f"stopped in {start}")
+            network = shipping.unpack(shipping.pack(run.model), program.TinyBeauty()).to(device)
             gains.append(program.evaluate(network, val_set, run.criterion, device)["val/psnr_gain"])
     return gains
 
@@ -54,8 +62,8 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=15)
     options = parser.parse_args()
     config = program.Config(**vars(options), wandb_mode="disabled")
-    program.keep_freed_memory()
-    train_set, val_set = program.read_data(program.find_data(config), config)
+    devices.keep_freed_memory()
+    train_set, val_set = program.load_data(config)
     shown = [epoch for epoch in (1, 2, 5, 10, 15, 20, 50) if epoch <= options.epochs]
     steps = -(-len(train_set) // config.batch_size)
     print(f"gain over doing nothing in dB; {steps} steps an epoch; torch {torch.__version__}")

@@ -27,6 +27,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -34,6 +35,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from bench_architecture import PlainUNet
 
 import tinybeauty_training as program
+from tinybeauty import devices, shipping
+from tinybeauty.cache import decode_pair, decode_pairs
+from tinybeauty.devices import ALONE
+from tinybeauty.pairs import Pair, find_pairs, split_pairs
+from tinybeauty.runs import StopRequest
 
 # ======================================================================================================
 # The two systems
@@ -43,7 +49,7 @@ import tinybeauty_training as program
 class DecodedEachTime(Dataset):
     """Pairs that are decoded whenever they are asked for."""
 
-    def __init__(self, pairs: list[program.Pair], image_size: int) -> None:
+    def __init__(self, pairs: list[Pair], image_size: int) -> None:
         self.pairs, self.image_size = pairs, image_size
 
     def __len__(self) -> int:
@@ -51,15 +57,16 @@ class DecodedEachTime(Dataset):
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
         """Return (source, target, eye_mask)."""
-        pixels, _ = program.decode_pair(self.pairs[index], self.image_size)
-        return program.MakeupPairs.to_images(torch.from_numpy(pixels))
+        pixels, _ = decode_pair(self.pairs[index], self.image_size)
+        return program.to_images(torch.from_numpy(pixels))
 
 
 class Straightforward:
     """The usual training script."""
 
     def __init__(self, config: program.Config) -> None:
-        train_pairs, val_pairs = program.find_data(config)
+        pairs = find_pairs(Path(config.data_dir))
+        train_pairs, val_pairs = split_pairs(pairs, config.val_fraction, config.person_pattern)
         torch.manual_seed(config.seed)
         self.model = PlainUNet()
         for layer in self.model.modules():
@@ -69,7 +76,7 @@ class Straightforward:
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=config.learning_rate)
         size, batch = config.image_size, config.batch_size
         self.train_loader = DataLoader(DecodedEachTime(train_pairs, size), batch, shuffle=True)
-        self.val_set = program.MakeupPairs(val_pairs, size)
+        self.val_set = program.MakeupPairs(val_pairs, decode_pairs(val_pairs, size, None, False))
         self.waited_s = 0.0
 
     def train_one_epoch(self) -> int:
@@ -97,11 +104,13 @@ class Ours:
     """The program, without its command line and its files."""
 
     def __init__(self, config: program.Config) -> None:
-        program.keep_freed_memory()
-        device, dtype = program.choose_device(config)
-        self.train_set, self.val_set = program.read_data(program.find_data(config), config)
+        devices.keep_freed_memory()
+        device, dtype = devices.choose_device(config.device, config.precision, ALONE)
+        self.train_set, self.val_set = program.load_data(config)
         self.train_set.move_to(device)
-        self.run, self.epoch, self.waited_s = program.Run(config, device, dtype), 0, 0.0
+        torch.manual_seed(config.seed)
+        self.run = program.Run(config, program.TinyBeauty(), device, dtype, ALONE)
+        self.epoch, self.waited_s = 0, 0.0
         self.load_batches = program.load_batches
 
     def train_one_epoch(self) -> int:
@@ -109,7 +118,7 @@ class Ours:
         self.epoch += 1
         self.run.progress.pairs_done, self.run.progress.sums = 0, {}
         program.load_batches = self._load_and_time
-        with program.StopRequest() as stop, program.tqdm(disable=True) as bar:
+        with StopRequest() as stop, tqdm(disable=True) as bar:
             program.train_one_epoch(self.run, self.train_set, self.epoch, stop, bar)
         program.load_batches = self.load_batches
         return len(self.train_set)
@@ -126,8 +135,8 @@ class Ours:
 
     def find_psnr(self) -> float:
         """Return val/psnr of the network as it ships."""
-        packed = program.pack_model(self.run.average)
-        network = program.unpack_model(packed).to(self.run.device, memory_format=torch.channels_last)
+        network = shipping.unpack(shipping.pack(self.run.average), program.TinyBeauty())
+        network = network.to(self.run.device, memory_format=torch.channels_last)
         scores = program.evaluate(network, self.val_set, self.run.criterion, self.run.device)
         return scores["val/psnr"]
 
@@ -169,7 +178,7 @@ def measure_goal(system: str, config: program.Config, goal: float, limit_s: floa
 def measure_start(config: program.Config) -> dict[str, float]:
     """Return the seconds from the first line to the first step, and the resident memory after it."""
     started = time.perf_counter()
-    train_set, _ = program.read_data(program.find_data(config), config)
+    train_set, _ = program.load_data(config)
     next(program.load_batches(train_set, [torch.arange(config.batch_size)], torch.device("cpu")))
     seconds = time.perf_counter() - started
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import os
+import shutil
 import site
 import subprocess
 import sys
@@ -16,6 +17,9 @@ from pathlib import Path
 import pytest
 import yaml
 from PIL import Image
+
+from tinybeauty.errors import UserError
+from tinybeauty.face_models import fetch_face_models, find_bad_files, find_cache
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "tinybeauty_training.py"
@@ -29,6 +33,9 @@ os.environ["WANDB_SILENT"] = "true"
 os.environ["WANDB_MODE"] = "disabled"  # a test that wants WandB says so with --wandb_mode
 
 
+USERS_MODELS = find_cache()  # before HOME moves away
+
+
 @pytest.fixture(scope="session", autouse=True)
 def no_account(tmp_path_factory):
     """Move HOME away, so that no login of this machine is seen, here or in a subprocess."""
@@ -39,7 +46,18 @@ def no_account(tmp_path_factory):
         patch.setenv("NETRC", str(home / "netrc"))
         for name in ("XDG_CONFIG_HOME", "XDG_CACHE_HOME", "XDG_DATA_HOME"):
             patch.delenv(name, raising=False)
+        if not find_bad_files(USERS_MODELS):  # what was fetched once need not be fetched again
+            shutil.copytree(USERS_MODELS, find_cache())
         yield
+
+
+@pytest.fixture(scope="session")
+def face_models(no_account) -> Path:
+    """The folder of the face models, as every command finds them; without them a test is skipped."""
+    try:
+        return fetch_face_models()
+    except UserError as error:
+        pytest.skip(f"the face models cannot be had: {error}")
 
 
 def draw_demo(out: Path, count: int, size: int, *flags: str) -> Path:
@@ -54,6 +72,12 @@ def read_files(folder: Path) -> dict[str, bytes]:
     """Return {path in the folder: bytes} of all its files but the training's cache."""
     paths = [path for path in folder.rglob("*") if path.is_file() and path.parent.name != ".cache"]
     return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
+
+
+def read_rows(folder: Path) -> list[dict[str, float]]:
+    """Return the rows of metrics.csv in a run's folder."""
+    with (folder / "metrics.csv").open(newline="") as file:
+        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
 
 
 @pytest.fixture(scope="session")
@@ -75,8 +99,7 @@ class Run:
     @property
     def rows(self) -> list[dict[str, float]]:
         """The rows of metrics.csv."""
-        with (self.output_dir / "metrics.csv").open(newline="") as file:
-            return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+        return read_rows(self.output_dir)
 
 
 SMALL = ["--image_size", "64", "--batch_size", "8", "--val_fraction", "0.25", "--device", "cpu"]

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from tinybeauty.faces import BROW_BASE, BROW_TOP, FACE_OVAL, LIPS_INNER, LIPS_OUTER, LOWER_LID, UPPER_LID
+from tinybeauty.landmarks import BROW_BASE, BROW_TOP, FACE_OVAL, LIPS_INNER, LIPS_OUTER, LOWER_LID, UPPER_LID
 
 MEAN = np.array(json.loads((Path(__file__).parent / "mean_face.json").read_text())) / 10.0
 SKINS = {"dark": (74, 46, 34), "brown": (141, 94, 68), "light": (224, 180, 155)}

@@ -3,7 +3,7 @@
     python tests/fuzz_inputs.py --count 2000
 
 Mutates valid files of all formats and modes (bits, bytes, runs, cuts, copies, lengths) and reads them
-with `read_image`, `load_model` and `Run.restore`'s loader. Fails on any other exception than UserError,
+with `read_image`, `load_model` and the loader of a run's state. Fails on any other exception than UserError,
 on an image of a wrong shape, on a network or a state that differs from the original without an error,
 on more than 10 s for one file, and on more than 2 GiB of memory above the start (RLIMIT_AS).
 """
@@ -29,18 +29,11 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from tinybeauty_training import (
-    RUN_FORMAT,
-    Config,
-    Run,
-    TinyBeauty,
-    UserError,
-    load_content,
-    load_model,
-    pack_model,
-    read_image,
-    to_bytes,
-)
+from tinybeauty.devices import ALONE
+from tinybeauty.errors import UserError
+from tinybeauty.images import read_image
+from tinybeauty.shipping import RUN_FORMAT, load_content, pack, pack_state, to_bytes
+from tinybeauty_training import Config, Run, TinyBeauty, load_model
 
 SECONDS_A_FILE = 10
 MEMORY_BYTES = 2 * 2**30
@@ -139,15 +132,16 @@ def equal(left: object, right: object) -> bool:
 def fuzz_checkpoints(count: int, rng: random.Random, folder: Path) -> Counter[str]:
     """Read mutated networks and states; return how they ended."""
     torch.manual_seed(0)
-    network = to_bytes(pack_model(TinyBeauty()) | {"epoch": 1, "metrics": {"val/psnr": 30.0}})
-    run = Run(Config(), torch.device("cpu"), torch.float32)
-    run.save(folder / "state.ckpt", {"face": 1})
-    originals = {"network.pt": network, "state.ckpt": (folder / "state.ckpt").read_bytes()}
+    network = to_bytes(pack(TinyBeauty()) | {"epoch": 1, "metrics": {"val/psnr": 30.0}})
+    run = Run(Config(), TinyBeauty(), torch.device("cpu"), torch.float32, ALONE)
+    state = pack_state({"config": Config().model_dump(), "checksums": {"face": 1}} | run.state())
+    originals = {"network.pt": network, "state.ckpt": state}
     readers = {
         "network.pt": lambda path: load_model(path).state_dict(),
         "state.ckpt": lambda path: load_content(path, RUN_FORMAT),
     }
-    (folder / "network.pt").write_bytes(network)
+    for name, content in originals.items():
+        (folder / name).write_bytes(content)
     wanted = {name: reader(folder / name) for name, reader in readers.items()}
     ends = Counter()
     for _ in range(count):

@@ -12,8 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw, ImageFilter
 
+from tinybeauty.alignment import align, find_quad
 from tinybeauty.errors import LeftOut
-from tinybeauty.faces import align, check_face, check_sharpness, find_quad, read_landmarks
+from tinybeauty.faces import check_face, check_sharpness
+from tinybeauty.landmarks import read_landmarks
 
 
 def ffhq_quad(lm: np.ndarray) -> np.ndarray:

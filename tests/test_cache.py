@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -11,12 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from conftest import NETWORKS, ROOT, SMALL
 from PIL import Image
 
-import tinybeauty_training as program
-from tinybeauty_training import MakeupPairs, UserError, find_pairs
+from tinybeauty import cache
+from tinybeauty.cache import PixelCache, choose_cache_dir, decode_pairs
+from tinybeauty.errors import UserError
+from tinybeauty.pairs import find_pairs
 
 SIZE = 16
 
@@ -42,30 +44,33 @@ def data_dir(tmp_path) -> Path:
 def decoded(monkeypatch) -> list[str]:
     """Give the stems that are decoded from now on, in any order."""
     stems: list[str] = []
-    real = program.decode_pair
+    real = cache.decode_pair
 
     def spy(pair, image_size):
         stems.append(pair.stem)
         return real(pair, image_size)
 
-    monkeypatch.setattr(program, "decode_pair", spy)
+    monkeypatch.setattr(cache, "decode_pair", spy)
     return stems
 
 
-def load(data_dir: Path, image_size: int = SIZE, **options) -> MakeupPairs:
+def load(data_dir: Path, image_size: int = SIZE, skip_bad: bool = False) -> PixelCache:
     """Read all pairs through the cache in `data_dir`."""
-    cache_dir = data_dir / ".cache"
-    cache_dir.mkdir(exist_ok=True)
-    return MakeupPairs(find_pairs(data_dir), image_size, cache_dir=cache_dir, **options)
+    folder = data_dir / ".cache"
+    folder.mkdir(exist_ok=True)
+    return decode_pairs(find_pairs(data_dir), image_size, folder, skip_bad)
 
 
-def assert_right(pairs: MakeupPairs, data_dir: Path, image_size: int = SIZE) -> None:
+def list_checksums(pixels: PixelCache) -> dict[str, int]:
+    """Return {stem: check sum} of all pairs."""
+    return {stem: entry.checksum for stem, entry in pixels.pairs.items()}
+
+
+def assert_right(pixels: PixelCache, data_dir: Path, image_size: int = SIZE) -> None:
     """Compare with the same pairs decoded into memory."""
-    expected = MakeupPairs(find_pairs(data_dir), image_size)
-    everything = torch.arange(len(expected))
-    assert pairs.stems == expected.stems
-    assert pairs.checksums == expected.checksums
-    assert torch.equal(pairs.read(everything), expected.read(everything))
+    expected = decode_pairs(find_pairs(data_dir), image_size, folder=None, skip_bad=False)
+    assert list_checksums(pixels) == list_checksums(expected)
+    assert np.array_equal(pixels.read(sorted(pixels.pairs)), expected.read(sorted(expected.pairs)))
 
 
 def test_a_second_start_decodes_nothing(data_dir, decoded):
@@ -77,9 +82,9 @@ def test_a_second_start_decodes_nothing(data_dir, decoded):
 
 
 def test_the_pixels_are_mapped_and_not_held_in_memory(data_dir):
-    pairs = load(data_dir)
-    assert isinstance(pairs.cache.pixels, np.memmap)
-    assert not pairs.cache.pixels.flags.writeable
+    pixels = load(data_dir).pixels
+    assert isinstance(pixels, np.memmap)
+    assert not pixels.flags.writeable
 
 
 def test_only_what_has_changed_is_decoded_again(data_dir, decoded):
@@ -91,9 +96,9 @@ def test_only_what_has_changed_is_decoded_again(data_dir, decoded):
     (data_dir / "eye_mask" / "p5.png").unlink()  # lost its mask
     (data_dir / "source" / "p2.png").rename(data_dir / "source" / "p2.bmp")  # another name
     decoded.clear()
-    pairs = load(data_dir)
+    pixels = load(data_dir)
     assert sorted(decoded) == ["new", "p1", "p2", "p5"]
-    assert_right(pairs, data_dir)
+    assert_right(pixels, data_dir)
 
 
 def test_a_file_of_the_same_size_and_another_time_is_decoded_again(data_dir, decoded):
@@ -103,9 +108,9 @@ def test_a_file_of_the_same_size_and_another_time_is_decoded_again(data_dir, dec
     save_pair(data_dir, "p3", 300)  # stored uncompressed, so the size is the same
     assert path.stat().st_size == size
     decoded.clear()
-    pairs = load(data_dir)
+    pixels = load(data_dir)
     assert decoded == ["p3"]
-    assert_right(pairs, data_dir)
+    assert_right(pixels, data_dir)
 
 
 def test_another_image_size_has_a_cache_of_its_own(data_dir, decoded):
@@ -119,12 +124,13 @@ def test_another_image_size_has_a_cache_of_its_own(data_dir, decoded):
 
 def test_a_run_that_reads_is_not_disturbed_by_one_that_changes_the_cache(data_dir):
     reading = load(data_dir)
-    before = MakeupPairs(find_pairs(data_dir), SIZE).read(torch.arange(6))
+    stems = sorted(reading.pairs)
+    before = decode_pairs(find_pairs(data_dir), SIZE, folder=None, skip_bad=False).read(stems)
     for turn in range(4):  # often enough for the cache to begin a new file
         for index in range(6):
             save_pair(data_dir, f"p{index}", 1000 * (turn + 1) + index)
         assert_right(load(data_dir), data_dir)
-    assert torch.equal(reading.read(torch.arange(6)), before)
+    assert np.array_equal(reading.read(stems), before)
 
 
 def test_the_cache_does_not_grow_without_end(data_dir):
@@ -142,9 +148,9 @@ def test_broken_pairs_are_tried_again_and_the_others_are_kept(data_dir, decoded)
     with pytest.raises(UserError, match=r"p2\.png"):
         load(data_dir)
     decoded.clear()
-    pairs = load(data_dir, skip_bad=True)
+    pixels = load(data_dir, skip_bad=True)
     assert decoded == ["p2"]
-    assert "p2" not in pairs.stems
+    assert sorted(pixels.pairs) == ["p0", "p1", "p3", "p4", "p5"]
     save_pair(data_dir, "p2", 2)
     decoded.clear()
     assert_right(load(data_dir), data_dir)
@@ -155,7 +161,7 @@ def test_a_decoding_that_is_interrupted_leaves_the_old_cache(data_dir, decoded, 
     load(data_dir)
     for index in range(6, 9):
         save_pair(data_dir, f"p{index}", index)
-    real = program.decode_pair
+    real = cache.decode_pair
     with monkeypatch.context() as patch:
 
         def stop(pair, image_size):
@@ -163,7 +169,7 @@ def test_a_decoding_that_is_interrupted_leaves_the_old_cache(data_dir, decoded, 
                 raise KeyboardInterrupt
             return real(pair, image_size)
 
-        patch.setattr(program, "decode_pair", stop)
+        patch.setattr(cache, "decode_pair", stop)
         with pytest.raises(KeyboardInterrupt):
             load(data_dir)
     decoded.clear()
@@ -174,10 +180,11 @@ def test_a_decoding_that_is_interrupted_leaves_the_old_cache(data_dir, decoded, 
 KILLED = """
 import sys; sys.path.insert(0, {root!r})
 from pathlib import Path
-from tinybeauty_training import MakeupPairs, find_pairs
+from tinybeauty.cache import decode_pairs
+from tinybeauty.pairs import find_pairs
 data_dir = Path({data_dir!r})
 print("ready", flush=True)
-MakeupPairs(find_pairs(data_dir), 256, cache_dir=data_dir / ".cache")
+decode_pairs(find_pairs(data_dir), 256, data_dir / ".cache", skip_bad=False)
 """
 
 
@@ -313,18 +320,13 @@ def test_with_and_without_a_cache_the_bytes_are_the_same(demo, tmp_path, call_ma
 def test_read_only_data_are_cached_elsewhere(data_dir, tmp_path, monkeypatch):
     (data_dir / ".cache").write_bytes(b"")  # root may write anywhere; a file in the way stops even root
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
-    place = program.make_cache_dir(program.Config(data_dir=str(data_dir)))
+    place = choose_cache_dir("auto", data_dir)
     assert place.parent == tmp_path / "home" / "tinybeauty"
     assert place.is_dir()
 
 
 def test_two_data_sets_share_a_cache_folder(tmp_path):
-    places = {
-        program.make_cache_dir(
-            program.Config(data_dir=str(tmp_path / name / "faces"), cache_dir=str(tmp_path / "cache"))
-        )
-        for name in "ab"
-    }
+    places = {choose_cache_dir(str(tmp_path / "cache"), tmp_path / name / "faces") for name in "ab"}
     assert len(places) == 2
 
 
@@ -337,14 +339,59 @@ def test_a_cache_folder_that_cannot_be_written(demo, tmp_path, one_error):
     assert "cache_dir" in message
 
 
-def test_a_disk_that_fills_up_while_caching(data_dir):
-    """The system itself refuses to let the file grow, in a process of its own."""
-    code = KILLED.format(root=str(ROOT), data_dir=str(data_dir)).replace(
-        "print(", "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (10**6, 10**6)); print("
-    )
+# --- pairs that cannot be read ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("folder", [".cache", None])
+def test_every_unreadable_file_is_named_in_one_message(data_dir, folder):
+    whole = (data_dir / "target" / "p1.png").read_bytes()
+    (data_dir / "source" / "p0.png").write_text("I am no image")
+    (data_dir / "target" / "p1.png").write_bytes(whole[: len(whole) // 2])
+    (data_dir / "eye_mask" / "p2.png").write_bytes(b"")
+    Image.new("RGB", (16, 16)).save(data_dir / "p3.jpg")
+    jpeg = (data_dir / "p3.jpg").read_bytes()
+    (data_dir / "source" / "p3.png").write_bytes(jpeg[: len(jpeg) - 20])
+    (data_dir / "target" / "p4.png").unlink()
+    (data_dir / "target" / "p4.png").symlink_to(data_dir / "target" / "p4.png")  # a link that loops
     (data_dir / ".cache").mkdir()
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert "UserError: cannot write the cache" in run.stderr
-    assert "cache_dir" in run.stderr
-    assert not list((data_dir / ".cache").glob("*.bin"))
-    assert_right(load(data_dir, 256), data_dir, 256)
+    with pytest.raises(UserError) as caught:
+        decode_pairs(find_pairs(data_dir), SIZE, folder and data_dir / folder, skip_bad=False)
+    message = str(caught.value)
+    assert "5 images" in message
+    for name in ("source/p0.png", "target/p1.png", "eye_mask/p2.png", "source/p3.png", "target/p4.png"):
+        assert str(data_dir / name) in message
+    assert "p5" not in message
+
+
+@pytest.fixture
+def half_broken(demo, tmp_path) -> Path:
+    """Demo pairs of which three cannot be read."""
+    shutil.copytree(demo, tmp_path / "faces")
+    (tmp_path / "faces" / "source" / "face_0002.png").write_bytes(b"")
+    (tmp_path / "faces" / "target" / "face_0005.png").write_bytes(b"no image")
+    (tmp_path / "faces" / "eye_mask" / "face_0009.png").write_bytes(b"\x89PNG")
+    return tmp_path / "faces"
+
+
+def test_all_broken_files_of_both_sides_are_named_before_training(half_broken, tmp_path, one_error):
+    message = one_error("--data_dir", half_broken, "--output_dir", tmp_path / "out", *SMALL)
+    assert "3 images" in message
+    assert "skip_bad_pairs" in message
+    for name in ("source/face_0002.png", "target/face_0005.png", "eye_mask/face_0009.png"):
+        assert name in message
+    assert not list((tmp_path / "out").glob("*.pt"))
+
+
+def test_bad_pairs_are_left_out_and_counted_on_request(half_broken, tmp_path, call_main):
+    flags = ["--data_dir", half_broken, "--output_dir", tmp_path / "out", "--epochs", 1, *SMALL]
+    code, stdout, stderr = call_main(*flags, "--skip_bad_pairs")
+    assert code == 0, stderr
+    assert "left out 3 pairs" in stdout
+    assert "21 pairs in" in stdout
+
+
+def test_no_pair_that_can_be_read_is_an_error(half_broken, tmp_path, one_error):
+    for path in (half_broken / "source").iterdir():
+        path.write_bytes(b"")
+    flags = ["--data_dir", half_broken, "--output_dir", tmp_path / "out", *SMALL, "--skip_bad_pairs"]
+    assert "none are left" in one_error(*flags)

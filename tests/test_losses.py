@@ -1,4 +1,4 @@
-"""EyelinerLoss against SciPy's Sobel filter, PSNRLoss against torchmetrics, and the sum of the losses."""
+"""EyelinerLoss against SciPy's Sobel, missing_decibels against torchmetrics, and the sum of the losses."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from scipy import ndimage
 from torchmetrics.functional.image import peak_signal_noise_ratio
 
-from tinybeauty_training import EyelinerLoss, MakeupLoss, PSNRLoss
+from tinybeauty_training import EyelinerLoss, MakeupLoss, missing_decibels
 
 SCALE = 1 / 8  # of SciPy's filter: a ramp of 1 a pixel has a gradient of 1
 LUMA = np.array([0.299, 0.587, 0.114])
@@ -136,26 +136,28 @@ def test_makeup_loss_is_the_weighted_sum(images):
     assert losses["loss"].item() == pytest.approx(0.7 * l1 + 1.9 * eyeliner, rel=1e-6)
 
 
-def test_psnr_loss_is_the_decibels_missing_to_60(images):
+def test_missing_decibels_are_those_to_60(images):
     """Against torchmetrics; the 60 dB are soft, so only images well below them agree."""
     pred, target, _ = images
     each = [peak_signal_noise_ratio(a, b, data_range=1.0) for a, b in zip(pred, target, strict=True)]
-    assert PSNRLoss()(pred, target).item() == pytest.approx(60 - torch.stack(each).mean().item(), abs=1e-3)
-    assert PSNRLoss()(target, target).item() == 0
+    assert missing_decibels(pred, target).item() == pytest.approx(
+        60 - torch.stack(each).mean().item(), abs=1e-3
+    )
+    assert missing_decibels(target, target).item() == 0
 
 
-def test_psnr_loss_has_finite_gradients_for_equal_images(images):
+def test_missing_decibels_have_finite_gradients_for_equal_images(images):
     _, target, _ = images
     pred = target.clone().requires_grad_()
-    PSNRLoss()(pred, target).backward()
+    missing_decibels(pred, target).backward()
     assert torch.equal(pred.grad, torch.zeros_like(pred))
 
 
-def test_psnr_loss_asks_more_of_an_image_with_a_small_error():
+def test_missing_decibels_ask_more_of_an_image_with_a_small_error():
     """Errors of 0.01 and 0.1: in L1 both have the same gradient, here the small one's is ten times larger."""
     pred = torch.full((2, 3, 16, 16), 0.5, requires_grad=True)
     target = torch.stack((torch.full((3, 16, 16), 0.51), torch.full((3, 16, 16), 0.6)))
-    PSNRLoss()(pred, target).backward()
+    missing_decibels(pred, target).backward()
     small, large = pred.grad.abs().mean((1, 2, 3)).tolist()
     assert small / large == pytest.approx(10, rel=0.02)
 
@@ -163,6 +165,6 @@ def test_psnr_loss_asks_more_of_an_image_with_a_small_error():
 def test_makeup_loss_has_the_psnr_where_it_has_a_weight(images):
     pred, target, eye_mask = images
     without, with_psnr = (MakeupLoss(0.7, 1.9, weight)(pred, target, eye_mask) for weight in (0.0, 0.01))
-    missing = PSNRLoss()(pred, target).item()
+    missing = missing_decibels(pred, target).item()
     assert with_psnr["loss"].item() == pytest.approx(without["loss"].item() + 0.01 * missing, rel=1e-6)
     assert with_psnr["l1"] == without["l1"]

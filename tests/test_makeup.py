@@ -26,7 +26,7 @@ from PIL import Image, ImageDraw
 from scipy import ndimage
 
 from tinybeauty.errors import UserError
-from tinybeauty.faces import BROW_TOP, CHEEK, FACE_OVAL, LIPS_INNER, LIPS_OUTER, LOWER_LID, UPPER_LID
+from tinybeauty.landmarks import BROW_TOP, CHEEK, FACE_OVAL, LIPS_INNER, LIPS_OUTER, LOWER_LID, UPPER_LID
 
 LOOKS = ROOT / "data" / "looks.yaml"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,14 +14,21 @@ from test_losses import find_reference
 from test_model import make_bold_model
 
 import tinybeauty_training
-from tinybeauty_training import MakeupLoss, MakeupPairs, TinyBeauty, evaluate, find_pairs, find_psnr
+from tinybeauty.cache import PixelCache, decode_pairs
+from tinybeauty.pairs import Pair, find_pairs
+from tinybeauty_training import MakeupLoss, MakeupPairs, TinyBeauty, evaluate, psnr
 
 SIZE, COUNT, BARE = 32, 7, 4  # pair number BARE has no mask
 CRITERION = MakeupLoss(0.7, 1.9)
 
 
+def read(folder: Path) -> tuple[list[Pair], PixelCache]:
+    files = find_pairs(folder)
+    return files, decode_pairs(files, SIZE, folder=None, skip_bad=False)
+
+
 @pytest.fixture(scope="module")
-def pairs(tmp_path_factory) -> MakeupPairs:
+def data(tmp_path_factory) -> tuple[list[Pair], PixelCache]:
     """Pairs whose difference grows from image to image, so that a mean of PSNRs is no PSNR of a mean."""
     folder, rng = tmp_path_factory.mktemp("metrics"), np.random.default_rng(0)
     for kind in ("source", "target", "eye_mask"):
@@ -35,13 +43,18 @@ def pairs(tmp_path_factory) -> MakeupPairs:
             if kind != "eye_mask" or index != BARE:
                 pixels = image.clip(0, 255).astype(np.uint8)
                 Image.fromarray(pixels).save(folder / kind / f"{index}.png")
-    return MakeupPairs(find_pairs(folder), SIZE)
+    return read(folder)
+
+
+@pytest.fixture(scope="module")
+def pairs(data) -> MakeupPairs:
+    return MakeupPairs(*data)
 
 
 @pytest.fixture(scope="module")
 def model(pairs) -> TinyBeauty:
     """Some makeup, strong enough that the output must be clamped."""
-    return make_bold_model(pairs[:][0], 0.3)
+    return make_bold_model(torch.stack([source for source, _, _ in pairs]), 0.3)
 
 
 @pytest.fixture(scope="module")
@@ -93,9 +106,10 @@ def test_metric_is_the_mean_over_images(scores, reference, name):
     assert scores[f"val/{name}"] == pytest.approx(reference[name].mean(), rel=1e-4)
 
 
-def test_ssim_image_by_image(model, pairs, reference):
-    for index in range(COUNT):
-        score = evaluate(model, pairs.take([index]), CRITERION, torch.device("cpu"))["val/ssim"]
+def test_ssim_image_by_image(model, data, reference):
+    files, pixels = data
+    for index, file in enumerate(files):
+        score = evaluate(model, MakeupPairs([file], pixels), CRITERION, torch.device("cpu"))["val/ssim"]
         assert score == pytest.approx(reference["ssim"][index], abs=1e-4)
 
 
@@ -126,7 +140,7 @@ def save_equal_pairs(folder, masks):
             Image.new("L" if kind == "eye_mask" else "RGB", (SIZE, SIZE), 120).save(
                 folder / kind / f"{index}.png"
             )
-    return MakeupPairs(find_pairs(folder), SIZE)
+    return MakeupPairs(*read(folder))
 
 
 def make_idle_model() -> TinyBeauty:
@@ -154,6 +168,6 @@ def test_without_masks_only_the_score_in_the_eyes_is_unknown(tmp_path):
 
 def test_psnr_of_known_errors():
     errors = torch.tensor([1.0, 0.1, 0.01, 0.0])
-    values = find_psnr(errors)
+    values = psnr(errors)
     torch.testing.assert_close(values[:3], torch.tensor([0.0, 10.0, 20.0]))
     assert values[3].isfinite()

@@ -7,19 +7,11 @@ import re
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import nn
 
-from tinybeauty_training import (
-    ConvNormReLU,
-    TinyBeauty,
-    Upsample,
-    count_multiply_adds,
-    count_parameters,
-    pack_model,
-    separable,
-    unpack_model,
-)
+from tinybeauty.layers import count_multiply_adds, count_parameters
+from tinybeauty.shipping import pack, unpack
+from tinybeauty_training import TinyBeauty
 
 # Channels and the share of the input's side, from the plan.
 PLAN = {
@@ -88,31 +80,6 @@ def test_each_decoder_sees_what_comes_up_and_the_skip():
             assert torch.equal(part, outputs[name])
 
 
-def test_two_branches_are_the_convolution_of_the_concatenation():
-    joined = ConvNormReLU(separable(4, 8), separable(4, 8)).eval()
-    with torch.no_grad():
-        for parameter in joined.parameters():
-            parameter.normal_()
-    depthwise, pointwise = zip(*joined.branches, strict=True)
-    parts = torch.rand(2, 4, 16, 16), torch.rand(2, 4, 16, 16)
-    with torch.no_grad():
-        both = F.conv2d(
-            torch.cat(parts, 1), torch.cat([conv.weight for conv in depthwise]), padding=1, groups=8
-        )
-        both = F.conv2d(both, torch.cat([conv.weight for conv in pointwise], 1))
-        expected = joined.activation(joined.norm(both))
-        torch.testing.assert_close(joined(*parts), expected)
-        joined.fold_()
-        torch.testing.assert_close(joined(*parts), expected, rtol=1e-4, atol=1e-4)
-
-
-def test_upsampling_is_the_same_in_training_and_in_use():
-    layer, features = Upsample(16, 8), torch.rand(2, 16, 5, 7)
-    assert layer.training
-    torch.testing.assert_close(layer(features), nn.ConvTranspose2d.forward(layer, features))
-    assert layer(features).shape == (2, 8, 10, 14)
-
-
 @pytest.mark.parametrize(("height", "width"), [(8, 8), (64, 32), (8, 128)])
 def test_the_residual_has_the_shape_of_the_image(height, width):
     assert TinyBeauty()(torch.rand(2, 3, height, width)).shape == (2, 3, height, width)
@@ -155,12 +122,6 @@ def test_parameters_fit_one_byte_each_in_the_file(trained):
     assert {row["model/parameters"] for row in trained.rows} == {total}
 
 
-def test_multiply_adds_of_one_layer():
-    assert count_multiply_adds(nn.Conv2d(3, 16, 3, padding=1), 32) == 32 * 32 * 16 * 3 * 9
-    assert count_multiply_adds(nn.Conv2d(3, 3, 3, padding=1, groups=3), 32) == 32 * 32 * 3 * 9
-    assert count_multiply_adds(nn.ConvTranspose2d(3, 8, 2, stride=2), 32) == 32 * 32 * 3 * 8 * 4
-
-
 def test_multiply_adds_of_the_network(trained):
     model, products = TinyBeauty().eval(), []
 
@@ -195,5 +156,5 @@ def test_int8_changes_the_picture_by_little():
     model = make_busy_model()
     source = torch.rand(2, 3, 32, 32)
     with torch.no_grad():
-        expected, shipped = model(source), unpack_model(pack_model(model))(source)
+        expected, shipped = model(source), unpack(pack(model), TinyBeauty())(source)
     assert 0 < (shipped - expected).std() < 0.05 * expected.std()

@@ -1,6 +1,6 @@
 """The command that turns photos into pairs: files, what goes on where it was stopped, errors.
 
-One test makes an environment with MediaPipe and uses a real photo.
+Some look for the face in a real photo, with the models that are fetched once.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from conftest import ROOT, read_files
 from drawn_faces import MEAN, SKINS, draw_face, place, save_photo
 from PIL import Image, ImageFilter
 
-from tinybeauty.faces import UPPER_LID
-from tinybeauty_training import find_pairs
+from tinybeauty.landmarks import UPPER_LID
+from tinybeauty.pairs import find_pairs
 
 TOOL = ROOT / "data" / "prepare_pairs.py"
 LOOKS = ROOT / "data" / "looks.yaml"
@@ -297,19 +297,13 @@ def test_all_photos_left_out_is_an_error(tmp_path):
     assert told == f"none of the 1 photos gave a pair: 1 blurred; see {tmp_path / 'out' / 'skipped.csv'}"
 
 
-def test_without_mediapipe_photos_need_landmarks(photos, tmp_path):
-    import importlib.util
-
-    if importlib.util.find_spec("mediapipe"):
-        pytest.skip("MediaPipe is installed in this Python")
+def test_photos_without_landmarks_need_the_face_models(photos, tmp_path):
     mine = tmp_path / "photos"
     shutil.copytree(photos, mine)
     (mine / "dark.json").unlink()
-    told = one_error(mine, "--out", tmp_path / "out")
-    assert told.startswith(
-        "1 of 5 photos have no landmarks (NAME.json) beside them (dark.jpg), and MediaPipe"
-    )
-    assert "uv run data/prepare_pairs.py" in told
+    (tmp_path / "models").mkdir()
+    told = one_error(mine, "--out", tmp_path / "out", "--face_models", tmp_path / "models")
+    assert told.startswith(f"--face_models {tmp_path / 'models'} lacks, or holds damaged: ")
     assert len(told.splitlines()) == 1
     assert not (tmp_path / "out").exists()
 
@@ -382,44 +376,21 @@ def test_wrong_flags(photos, flags, told):
 
 
 # ======================================================================================================
-# MediaPipe: the real detector on a real photo
+# The real detector on a real photo
 # ======================================================================================================
 
 
-def read_header() -> tuple[list[str], list[str]]:
-    """The needs and the exclusions of the script's PEP 723 header."""
-    block = re.search(r"(?m)^# /// script\n((?:#(?: .*)?\n)+?)# ///$", TOOL.read_text(encoding="utf-8"))
-    text = "".join(line[2:] + "\n" for line in block.group(1).splitlines())
-    lists = {
-        name: re.findall(r'"([^"]+)"', re.sub(r"#.*", "", body))
-        for name, body in re.findall(r"(?ms)^([a-z-]+) = \[(.*?)\]$", text)
-    }
-    return lists["dependencies"], lists["exclude-dependencies"]
+def open_hopper() -> Image.Image:
+    """Grace Hopper, 512 x 600, an official photo (public domain) that matplotlib carries."""
+    from matplotlib import cbook
+
+    with Image.open(cbook.get_sample_data("grace_hopper.jpg", asfileobj=False)) as photo:
+        return photo.convert("RGB")
 
 
-@pytest.fixture(scope="session")
-def mediapipe_python(tmp_path_factory) -> str:
-    """A Python with what the script's header asks for; skipped only where packages cannot be had."""
-    needs, _ = read_header()
-    folder = tmp_path_factory.mktemp("mediapipe") / "venv"
-    subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
-    python = str(next(folder.glob("[bS]*/python*")))
-    mediapipe = [need for need in needs if need.startswith("mediapipe==")]
-    others = [need for need in needs if need not in mediapipe]
-    for names in (["--no-deps", *mediapipe], others):
-        install = subprocess.run(
-            [python, "-m", "pip", "install", "-q", *names], capture_output=True, text=True, timeout=600
-        )
-        if install.returncode:
-            pytest.skip(f"packages cannot be installed here: {install.stderr.strip().splitlines()[-1]}")
-    return python
-
-
-def test_a_real_photo_with_the_real_detector(mediapipe_python, tmp_path):
-    """Grace Hopper, an official photo (public domain) that matplotlib carries: alone, twice, absent, tiny."""
-    where = "import matplotlib, pathlib; print(pathlib.Path(matplotlib.get_data_path()) / 'sample_data')"
-    found = subprocess.run([mediapipe_python, "-c", where], capture_output=True, text=True, check=True)
-    hopper = Image.open(Path(found.stdout.strip()) / "grace_hopper.jpg").convert("RGB")  # 512 x 600
+def test_a_real_photo_with_the_real_detector(face_models, tmp_path):
+    """The same woman alone, twice, absent, tiny, upside down, grey and squeezed."""
+    hopper = open_hopper()
     mine, out = tmp_path / "photos", tmp_path / "out"
     save_photo(mine, "hopper.jpg", hopper)
     both = Image.new("RGB", (1000, 600), (70, 80, 90))
@@ -430,17 +401,21 @@ def test_a_real_photo_with_the_real_detector(mediapipe_python, tmp_path):
     save_photo(mine, "twins_2.jpg", hopper)
     save_photo(mine, "wall.png", Image.new("RGB", (400, 300), (120, 130, 140)))
     save_photo(mine, "tiny.png", hopper.resize((100, 117)))
+    save_photo(mine, "turned.png", hopper.rotate(180))
+    save_photo(mine, "grey.png", hopper.convert("L"))
+    save_photo(mine, "squeezed.png", hopper.resize((512, 380)))
     flags = [mine, "--look", "evening", "--out", out, "--size", 256]
-    run = run_tool(*flags, python=mediapipe_python, timeout=300)
+    run = run_tool(*flags, timeout=300)
     assert run.returncode == 0, run.stderr
-    assert "W0000" not in run.stderr  # MediaPipe's own log
-    assert "XNNPACK" not in run.stderr
-    assert [pair.stem for pair in find_pairs(out)] == ["both", "both_2", "hopper", "twins", "twins_2"]
+    pairs = ["both", "both_2", "hopper", "turned", "twins", "twins_2"]
+    assert [pair.stem for pair in find_pairs(out)] == pairs
     reasons = read_skipped(out)
     assert reasons["wall.png"] == "no face found"
     assert reasons["tiny.png"].startswith(("too small", "no face found"))
     assert reasons["twins.jpg"] == "face 2: its pair would be named twins_2, and so is another photo"
-    assert set(reasons) == {"wall.png", "tiny.png", "twins.jpg"}
+    assert reasons["grey.png"].startswith("grey: ")
+    assert reasons["squeezed.png"].startswith("squeezed: ")
+    assert set(reasons) == {"wall.png", "tiny.png", "twins.jpg", "grey.png", "squeezed.png"}
     # Where FFHQ has them: the eyes at 0.48 of the height, the mouth below; she wears no lipstick yet.
     source, target, mask = (np.asarray(Image.open(out / kind / "hopper.png")).astype(int) for kind in KINDS)
     rows, columns = np.nonzero(mask > 127)
@@ -450,13 +425,25 @@ def test_a_real_photo_with_the_real_detector(mediapipe_python, tmp_path):
     lips = change[176:208, 108:148]
     assert lips[..., 1].min() < -30  # less green: redder
     assert not change[:20].any()
-    # The same photo found again, alone and among others: the same place, to 2 % of the width.
-    other = np.asarray(Image.open(out / "eye_mask" / "both.png")).astype(int)
-    assert abs(np.argwhere(other > 127).mean(0) - np.argwhere(mask > 127).mean(0)).max() < 0.02 * 256
-    assert "5 of them were there" in run_tool(*flags, python=mediapipe_python, timeout=300).stdout
+    # The same face found again, among others and upside down: the same place, to 2 % of the width.
+    for name in ("both", "turned"):
+        other = np.asarray(Image.open(out / "eye_mask" / f"{name}.png")).astype(int)
+        assert abs(np.argwhere(other > 127).mean(0) - np.argwhere(mask > 127).mean(0)).max() < 0.02 * 256
+    assert "6 of them were there" in run_tool(*flags, timeout=300).stdout
 
 
-def test_the_header_keeps_mediapipes_heavy_needs_out():
-    needs, excluded = read_header()
-    assert {"mediapipe==0.10.21", "opencv-python-headless==4.11.0.86"} <= set(needs)
-    assert {"jax", "opencv-contrib-python", "sounddevice"} <= set(excluded)
+def test_masks_alone_say_what_cannot_be_used_too(face_models, tmp_path):
+    hopper = open_hopper()
+    save_photo(tmp_path / "source", "good.png", hopper)
+    save_photo(tmp_path / "source", "turned.png", hopper.rotate(180))
+    save_photo(tmp_path / "source", "grey.png", hopper.convert("L"))
+    save_photo(tmp_path / "source", "wall.png", Image.new("RGB", (400, 300), (120, 130, 140)))
+    run = run_tool("--masks-only", tmp_path, timeout=300)
+    assert run.returncode == 0, run.stderr
+    masks = {path.stem: np.asarray(Image.open(path)) for path in (tmp_path / "eye_mask").glob("*.png")}
+    assert set(masks) == {"good", "turned"}
+    upright = np.argwhere(np.asarray(Image.fromarray(masks["turned"]).rotate(180)) > 127).mean(0)
+    assert abs(upright - np.argwhere(masks["good"] > 127).mean(0)).max() < 0.02 * 512
+    reasons = read_skipped(tmp_path)
+    assert set(reasons) == {"grey.png", "wall.png"}
+    assert reasons["wall.png"] == "no face found"

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import shutil
+import signal
+import sys
 import time
 import zipfile
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import SMALL
+from conftest import SMALL, read_rows
 from filelock import FileLock
 from stress_resume import SETTINGS, read_result, start_run, stress
 
-STATE = "tinybeauty_last.ckpt"
+from tinybeauty.runs import STATE_FILE as STATE
+from tinybeauty_training import TinyBeauty, main
 
 
 @pytest.fixture(scope="module")
 def three_epochs(demo, tmp_path_factory) -> Path:
     """The output folder of a finished run of three epochs, not to be changed."""
-    from tinybeauty_training import main
-
     folder = tmp_path_factory.mktemp("three") / "out"
     assert main(["--data_dir", str(demo), "--output_dir", str(folder), "--epochs", "3", *SMALL]) == 0
     return folder
@@ -66,6 +67,70 @@ def test_sigterm_saves_the_state_and_the_rest_is_the_same(demo, tmp_path):
     assert read_result(tmp_path / "stopped") == read_result(tmp_path / "alone")
 
 
+@pytest.fixture
+def signal_at():
+    """Return a function that sends this process a signal when a network is called for the n-th time.
+
+    Counted are the calls while training, one a step, or those while measuring.
+    """
+    hooks = []
+
+    def arm(number: int, count: int, training: bool = True) -> None:
+        calls = []
+
+        def press(module, inputs):
+            if isinstance(module, TinyBeauty) and module.training == training and len(inputs[0]) > 1:
+                calls.append(module)
+                if len(calls) == count:
+                    signal.raise_signal(number)
+
+        hooks.append(torch.nn.modules.module.register_module_forward_pre_hook(press))
+
+    yield arm
+    for hook in hooks:
+        hook.remove()
+
+
+# An epoch has two steps: 15 pairs, eight at a time.
+@pytest.mark.skipif(sys.platform == "win32", reason="no signals to oneself there")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    ("step", "epoch", "pairs_done"),
+    [(1, 0, 8), (2, 0, 15), (3, 1, 8), (6, 2, 15)],
+    ids=["the first", "the last of the first epoch", "the first of the second epoch", "the last of all"],
+)
+def test_a_request_to_stop_is_met_after_the_step(
+    three_epochs, demo, tmp_path, call_main, signal_at, step, epoch, pairs_done, number
+):
+    """Also after the last step of an epoch, which is then measured when the run goes on."""
+    argv = ["--data_dir", demo, "--output_dir", tmp_path, "--epochs", 3, *SMALL]
+    signal_at(number, step)
+    code, _, stderr = call_main(*argv)
+    assert code == 128 + number
+    assert "stopped, the state is saved; go on with: python" in stderr
+    progress = torch.load(tmp_path / STATE, weights_only=True)["progress"]
+    assert (progress["epoch"], progress["pairs_done"], progress["global_step"]) == (epoch, pairs_done, step)
+    assert (tmp_path / "metrics.csv").exists() == (epoch > 0)
+    code, stdout, stderr = call_main(*argv, "--resume")
+    assert code == 0, stderr
+    assert f"epoch {epoch + 1} of 3, {pairs_done} of its pairs are done" in stdout
+    assert read_result(tmp_path) == read_result(three_epochs)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no signals to oneself there")
+@pytest.mark.parametrize("epochs", [2, 1])
+def test_a_request_to_stop_while_measuring(demo, tmp_path, call_main, signal_at, epochs):
+    """It is met after the next step; where there is none, the run is done and ends well."""
+    signal_at(signal.SIGTERM, 1, training=False)
+    argv = ["--data_dir", demo, "--output_dir", tmp_path, "--epochs", epochs, *SMALL]
+    code, stdout, _ = call_main(*argv)
+    progress = torch.load(tmp_path / STATE, weights_only=True)["progress"]
+    assert progress["epoch"] == len(read_rows(tmp_path)) == 1
+    assert progress["pairs_done"] == (8 if epochs > 1 else 0)
+    assert code == (128 + signal.SIGTERM if epochs > 1 else 0)
+    assert ("1 epochs in" in stdout) == (epochs == 1)
+
+
 def test_more_epochs_train_on_as_if_never_stopped(copy_run, call_main, tmp_path):
     folder, argv = copy_run
     code, stdout, _ = call_main(*argv, "--epochs", 5, "--resume")
@@ -90,9 +155,9 @@ def test_edits_that_take_effect_are_listed_and_do(copy_run, call_main):
     assert code == 0
     assert "learning_rate: 0.0002 then, 1e-05 now" in stdout
     assert "eyeliner_weight: 0.5 then, 0.25 now" in stdout
-    row = read_result(folder)["metrics.csv"][-1]
-    assert float(row["lr"]) == 1e-5
-    assert float(row["val/loss"]) == pytest.approx(float(row["val/l1"]) + 0.25 * float(row["val/eyeliner"]))
+    row = read_rows(folder)[-1]
+    assert row["lr"] == 1e-5
+    assert row["val/loss"] == pytest.approx(row["val/l1"] + 0.25 * row["val/eyeliner"])
     assert torch.load(folder / STATE, weights_only=True)["scheduler"]["patience"] == 7
 
 
@@ -100,8 +165,8 @@ def test_another_loss_starts_its_best_anew(copy_run, call_main):
     """With the missing decibels in it the loss is larger than all before, and yet the first of its kind."""
     folder, argv = copy_run
     assert call_main(*argv, "--epochs", 4, "--resume", "--psnr_weight", "0.01")[0] == 0
-    rows = read_result(folder)["metrics.csv"]
-    assert float(rows[-1]["val/loss"]) > max(float(row["val/loss"]) for row in rows[:-1])
+    rows = read_rows(folder)
+    assert rows[-1]["val/loss"] > max(row["val/loss"] for row in rows[:-1])
     assert torch.load(folder / "tinybeauty_best_loss.pt", weights_only=True)["epoch"] == 4
 
 
@@ -113,6 +178,36 @@ def test_a_state_from_before_a_setting_existed_goes_on(copy_run, call_main):
     code, stdout, _ = call_main(*argv, "--epochs", 4, "--resume")
     assert code == 0
     assert "psnr_weight" not in stdout
+
+
+@pytest.mark.parametrize("older", [False, True], ids=["this version", "an older version"])
+@pytest.mark.parametrize(
+    ("then", "now", "rates"),
+    [
+        ([], [], [0.25, 0.125]),
+        (["--lr_factor", 0.3], ["--lr_factor", 0.3], [0.09, 0.027]),
+        ([], ["--lr_factor", 0.1], [0.01, 0.001]),  # the drops that there were count with it
+        ([], ["--learning_rate", 2e-3], [10.0, 5.0]),
+        (["--warmup_steps", 100], ["--warmup_steps", 100], [0.08, 0.1]),
+        (["--warmup_steps", 5], ["--warmup_steps", 5], [1.0, 0.5]),
+    ],
+    ids=["as it was", "another factor", "the factor edited", "the rate edited", "warming up", "warmed up"],
+)
+def test_the_learning_rate_goes_on(demo, tmp_path, call_main, older, then, now, rates):
+    """A loss of weight 0 never improves: with no patience every epoch but the first ends in a drop.
+
+    States of commit 63f4540 and before hold the rate alone, and not what the drops have left of it.
+    """
+    argv = ["--data_dir", demo, "--output_dir", tmp_path, *SMALL]
+    argv += ["--lr_patience", 0, "--l1_weight", 0, "--eyeliner_weight", 0]
+    assert call_main(*argv, "--epochs", 3, *then)[0] == 0
+    if older:
+        state = torch.load(tmp_path / STATE, weights_only=True)
+        del state["progress"]["drops"]
+        torch.save(state, tmp_path / STATE)
+    code, _, stderr = call_main(*argv, "--epochs", 5, "--resume", *now)
+    assert code == 0, stderr
+    assert [row["lr"] / 2e-4 for row in read_rows(tmp_path)[3:]] == pytest.approx(rates)
 
 
 def test_edits_that_cannot_are_refused_with_both_values(copy_run, one_error):
@@ -166,7 +261,7 @@ def test_a_second_run_does_not_overwrite_the_first(copy_run, one_error):
 def test_overwrite_leaves_nothing_of_the_first(copy_run, call_main):
     folder, argv = copy_run
     assert call_main(*argv, "--epochs", 1, "--overwrite")[0] == 0
-    assert len(read_result(folder)["metrics.csv"]) == 1
+    assert len(read_rows(folder)) == 1
     assert [path.name for path in folder.glob("samples*")] == ["samples_epoch_001.png"]
 
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -15,21 +12,15 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import NETWORKS, SCRIPT, SMALL
+from conftest import NETWORKS, SCRIPT, SMALL, read_rows
 from PIL import Image
 from test_model import make_bold_model
 
-from tinybeauty_training import (
-    Config,
-    EyelinerLoss,
-    MakeupPairs,
-    Run,
-    TinyBeauty,
-    find_pairs,
-    load_model,
-    save_samples,
-    split_pairs,
-)
+from tinybeauty.cache import decode_pairs
+from tinybeauty.devices import ALONE
+from tinybeauty.pairs import Pair, find_pairs, split_pairs
+from tinybeauty.runs import OutputDir
+from tinybeauty_training import Config, EyelinerLoss, MakeupPairs, Run, TinyBeauty, load_model, write_epoch
 
 COLUMNS = {
     "epoch", "lr", "train/loss", "train/l1", "train/eyeliner", "val/loss", "val/l1", "val/eyeliner",
@@ -103,11 +94,18 @@ def read_tiles(path: Path, size: int = 64) -> torch.Tensor:
     return grid.permute(1, 2, 0, 3, 4)
 
 
+def make_run(**settings) -> Run:
+    return Run(Config(**settings), TinyBeauty(), torch.device("cpu"), torch.float32, ALONE)
+
+
 def test_samples_show_source_made_up_target_and_the_change_four_times(demo, tmp_path):
     pairs = find_training_pairs(demo)
-    model = make_bold_model(pairs[:][0], 0.1)
-    save_samples(model, pairs, tmp_path / "a.png", torch.device("cpu"))
-    tiles = read_tiles(tmp_path / "a.png")
+    model = make_bold_model(torch.stack([source for source, _, _ in pairs]), 0.1)
+    run = make_run(epochs=9)
+    run.progress.epoch, run.progress.history = 1, [{"epoch": 1}]
+    path = write_epoch(run, model, b"", [], pairs, OutputDir(tmp_path))
+    assert path == tmp_path / "samples_epoch_001.png"
+    tiles = read_tiles(path)
     assert len(tiles) == 6
     shown = [identify(row[0], pairs, 0.01)[0] for row in tiles]
     assert len(set(shown)) == 6
@@ -130,68 +128,8 @@ def test_samples_always_show_the_same_held_out_faces(trained):
         assert not torch.equal(tiles[:, 1], first[:, 1])
     config = Config(**trained.settings)
     held_out = split_pairs(find_pairs(trained.data_dir), config.val_fraction, config.person_pattern)[1]
-    pairs = MakeupPairs(held_out, 64)
+    pairs = decode(held_out)
     assert len({identify(source, pairs, 0.01)[0] for source in first[:, 0]}) == min(6, len(pairs))
-
-
-# --- WandB ------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def records(trained) -> list[dict]:
-    """The offline run, read back with WandB's own command."""
-    folder = next(trained.output_dir.glob("wandb/offline-run-*"))
-    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(folder)]
-    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
-    return [json.loads(line) for line in lines]
-
-
-def select(records, kind: str) -> list[dict]:
-    return [record[kind] for record in records if record["type"] == kind]
-
-
-def test_the_offline_run_holds_every_metric_of_every_epoch(trained, records):
-    history = [record["item"] for record in select(records, "history")]
-    assert len(history) == 5
-    for item, row in zip(history, trained.rows, strict=True):
-        assert {name: item[name] for name in COLUMNS} == pytest.approx(row)
-
-
-def test_the_offline_run_holds_the_settings(trained, records):
-    saved = {}
-    for record in [select(records, "run")[0], *select(records, "config")]:
-        saved |= record.get("config", record)["update"]
-    expected = Config(**trained.settings).model_dump()
-    assert {name: saved[name] for name in expected} == expected
-
-
-def test_the_offline_run_holds_the_sample_grids(trained, records):
-    history = [record["item"] for record in select(records, "history")]
-    sums = {item["epoch"]: item.get("samples.sha256") for item in history}
-    grids = {
-        epoch: hashlib.sha256(
-            (trained.output_dir / f"samples_epoch_{epoch:03d}.png").read_bytes()
-        ).hexdigest()
-        for epoch in (1, 2, 4, 5)
-    }
-    assert sums == {**grids, 3: None}  # the picture of an older run is not this run's
-
-
-def test_the_offline_run_holds_the_three_files_as_an_artifact(trained, records):
-    contents = {}
-    for artifact in select(records, "artifact"):
-        for entry in artifact["manifest"]["contents"]:
-            contents[entry["path"]] = int(entry["size"])
-    assert contents == {name: (trained.output_dir / name).stat().st_size for name in NETWORKS}
-
-
-def test_the_offline_run_ends_well(records):
-    assert select(records, "exit")[0].get("exit_code", 0) == 0
-
-
-def test_the_printed_commands_name_the_run(trained):
-    folder = re.search(r"wandb leet (\S+)\n", trained.stdout)[1]
-    assert (trained.output_dir.parent / folder).is_dir()
 
 
 # --- the same again ---------------------------------------------------------------------------------
@@ -252,8 +190,12 @@ def record_training(call_main, demo, folder, *flags) -> list[tuple[torch.Tensor,
     return seen
 
 
+def decode(pairs: list[Pair]) -> MakeupPairs:
+    return MakeupPairs(pairs, decode_pairs(pairs, 64, folder=None, skip_bad=False))
+
+
 def find_training_pairs(demo) -> MakeupPairs:
-    return MakeupPairs(split_pairs(find_pairs(demo), 0.25, Config().person_pattern)[0], 64)
+    return decode(split_pairs(find_pairs(demo), 0.25, Config().person_pattern)[0])
 
 
 def identify(source, pairs, tolerance=0.0) -> tuple[int, bool]:
@@ -299,8 +241,7 @@ def test_train_metrics_are_means_over_images(call_main, demo, tmp_path):
         output = source + residual
         sums["l1"] += (output - target).abs().mean().item()
         sums["eyeliner"] += EyelinerLoss()(output[None], target[None], eye_mask[None]).item()
-    header, row = (line.split(",") for line in (tmp_path / "metrics.csv").read_text().splitlines())
-    row = dict(zip(header, map(float, row), strict=True))
+    (row,) = read_rows(tmp_path)
     assert row["train/l1"] == pytest.approx(sums["l1"] / len(pairs), rel=1e-5)
     assert row["train/eyeliner"] == pytest.approx(sums["eyeliner"] / len(pairs), rel=1e-5)
     assert row["train/loss"] == pytest.approx(0.8 * row["train/l1"] + 1.5 * row["train/eyeliner"], rel=1e-5)
@@ -311,33 +252,60 @@ def test_a_learning_rate_drop_is_said_aloud(call_main, demo, tmp_path):
     flags = ["--epochs", 3, "--lr_patience", 0, "--l1_weight", 0, "--eyeliner_weight", 0]
     stdout = train_small(call_main, demo, tmp_path, *flags)
     assert "0.0002 -> 0.0001" in stdout
-    header, *rows = ((tmp_path / "metrics.csv").read_text()).splitlines()
-    column = header.split(",").index("lr")
-    assert [float(row.split(",")[column]) for row in rows] == [2e-4, 2e-4, 1e-4]
+    assert [row["lr"] for row in read_rows(tmp_path)] == [2e-4, 2e-4, 1e-4]
 
 
 def test_the_learning_rate_rises_in_the_first_steps(call_main, demo, tmp_path):
     """Two steps an epoch: after the first epoch half of the rate, after the second all of it."""
     stdout = train_small(call_main, demo, tmp_path, "--epochs", 3, "--warmup_steps", 4)
-    header, *rows = ((tmp_path / "metrics.csv").read_text()).splitlines()
-    column = header.split(",").index("lr")
-    assert [float(row.split(",")[column]) for row in rows] == pytest.approx([1e-4, 2e-4, 2e-4])
+    assert [row["lr"] for row in read_rows(tmp_path)] == pytest.approx([1e-4, 2e-4, 2e-4])
     assert "learning rate" not in stdout  # that it rises is no drop
+
+
+def take_steps(run: Run, count: int) -> list[float]:
+    """Take steps on noise; return the learning rate that Adam had in each."""
+    rates = []
+    run.model.train()
+    for _ in range(count):
+        source, target = torch.rand(2, 2, 3, 16, 16)
+        run.step(source, target, torch.ones(2, 1, 16, 16), weight=1.0)
+        rates.append(run.optimizer.param_groups[0]["lr"])
+    return rates
+
+
+def test_the_learning_rate_follows_from_the_settings_the_drops_and_the_step():
+    """Adam has what `learning_rate` says for the step; a plateau counts from the end of the warm-up on."""
+    run = make_run(learning_rate=1e-3, warmup_steps=4, lr_factor=0.5, lr_patience=0)
+    assert take_steps(run, 2) == [0.25e-3, 0.5e-3]
+    for _ in range(3):
+        run.watch_plateau(1.0)  # no better three times, but the rate is still rising
+    assert run.progress.drops == 0
+    assert take_steps(run, 3) == [0.75e-3, 1e-3, 1e-3]
+    for _ in range(3):
+        run.watch_plateau(1.0)
+    assert run.progress.drops == 2  # the first value seen is the best
+    assert take_steps(run, 2) == [0.25e-3, 0.25e-3]
+    assert [run.learning_rate(step) for step in (1, 2, 4, 99)] == [0.0625e-3, 0.125e-3, 0.25e-3, 0.25e-3]
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.5, 0.99])
 def test_the_average_is_a_moving_mean_of_the_weights(decay):
-    run = Run(Config(ema_decay=decay), torch.device("cpu"), torch.float32)
-    weight, expected = run.model.out.weight, torch.zeros(3, 16, 1, 1)
-    for step in range(1, 40):
-        run.progress.global_step = step
-        with torch.no_grad():
-            weight.fill_(float(step))
-        run.update_average()
+    """With a share of the past that grows at first; before the first step it is the start."""
+    torch.manual_seed(0)
+    run = make_run(ema_decay=decay, learning_rate=0.01)
+    expected = {name: value.clone() for name, value in run.model.state_dict().items()}
+    for step in range(40):
+        take_steps(run, 1)
         share = min(decay, (1 + step) / (10 + step))
-        expected = share * expected + (1 - share) * step
-    torch.testing.assert_close(run.average.out.weight, expected)
-    assert decay or torch.equal(run.average.out.weight, weight)
+        for name, value in run.model.state_dict().items():
+            if value.is_floating_point():
+                expected[name] = share * expected[name] + (1 - share) * value
+    average = run.average.state_dict()
+    assert run.model.out.weight.abs().max() > 0.01  # the weights have moved
+    for name, value in run.model.state_dict().items():
+        if value.is_floating_point():  # BatchNorm's counter is none
+            torch.testing.assert_close(average[name], expected[name])
+            assert decay or torch.equal(average[name], value)
 
 
 def test_pairs_without_masks_train_too(call_main, demo, tmp_path):
@@ -369,13 +337,23 @@ def is_untouched(folder: Path) -> bool:
 
 
 def test_a_missing_data_dir_is_an_error_and_never_the_demo(tmp_path, old_output):
-    run = run_script(tmp_path, "--data_dir", "data/mine", "--output_dir", old_output)
+    run = run_script(tmp_path, "--data_dir", "data/mine", "--output_dir", old_output, "--overwrite")
     assert run.returncode == 1
     assert run.stderr.startswith("error: ")
     assert len(run.stderr.splitlines()) == 1
     assert "data/mine" in run.stderr
     assert not (tmp_path / "data").exists()
     assert is_untouched(old_output)
+
+
+def test_an_error_before_the_first_file_leaves_no_folder(tmp_path, demo, one_error):
+    """Of the folders that the run has made; one that was there stays."""
+    (tmp_path / "runs").mkdir()
+    flags = ["--output_dir", tmp_path / "runs" / "mine" / "first", *SMALL]
+    one_error(*flags, "--data_dir", tmp_path / "nowhere")
+    assert list((tmp_path / "runs").iterdir()) == []
+    one_error(*flags, "--data_dir", demo, "--l1_weight", "1e39")
+    assert list((tmp_path / "runs").iterdir()) == []
 
 
 @pytest.mark.parametrize("kind", ["source", "target"])
@@ -422,8 +400,14 @@ def test_a_diverging_run_stops_with_the_reason(demo, one_error, tmp_path):
     """A loss beyond float32 is infinite in the first step."""
     message = one_error(*SMALL, "--data_dir", demo, "--output_dir", tmp_path, "--l1_weight", "1e39")
     assert "epoch 1" in message
-    assert "learning_rate" in message
+    assert "learning_rate (now 0.0002)" in message
     assert not list(tmp_path.glob("*.pt"))
+
+
+def test_overwrite_costs_nothing_until_an_epoch_is_done(demo, one_error, old_output):
+    """The earlier run's files go when the first new one is there to write."""
+    one_error(*SMALL, "--data_dir", demo, "--output_dir", old_output, "--overwrite", "--l1_weight", "1e39")
+    assert is_untouched(old_output)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no Ctrl-C to oneself there")

@@ -21,12 +21,15 @@ from tqdm import tqdm
 
 from tinybeauty.errors import UserError, list_some, one_line, readable
 from tinybeauty.files import lock_folder, make_folder, save_bytes
-from tinybeauty.images import read_image
+from tinybeauty.images import describe_reader, read_image
 from tinybeauty.pairs import Pair
 
 DECODED_AT_ONCE = 64  # pairs; bounds the memory while decoding
 
-Files = list[tuple[str, int, int]]  # name, bytes and time of the last change in ns
+# Name, bytes, time of writing and of change in ns, inode. `cp -p`, rsync and unzip set the time of writing
+# back, but nobody can set the last two; a system that has none says 0 for them, or others each time, which
+# costs a decoding and no more.
+Files = list[tuple[str, int, int, int, int]]
 
 
 class CachedPair(NamedTuple):
@@ -37,7 +40,13 @@ class CachedPair(NamedTuple):
     files: Files  # that it was decoded from
 
 
-class CacheIndex(BaseModel):
+class Maker(BaseModel):
+    """The part of an index that says who made it, whatever else is in there."""
+
+    reader: str = ""  # what the pixels depend on besides the files; older formats did not say
+
+
+class CacheIndex(Maker):
     """What `pairs_256.json` holds; checked like settings, for data sets come from anywhere."""
 
     pixels: str = Field(pattern=r"^pixels_\d+_[0-9a-f]+\.bin$")  # a name: no way out of the folder
@@ -59,7 +68,8 @@ def describe_files(pair: Pair) -> Files:
         if path is not None:
             with suppress(OSError):  # a file that has just gone: decoding will say so
                 stat = path.stat()
-                described.append((readable(path.name), stat.st_size, stat.st_mtime_ns))
+                times = stat.st_mtime_ns, stat.st_ctime_ns
+                described.append((readable(path.name), stat.st_size, *times, stat.st_ino))
     return described
 
 
@@ -161,6 +171,8 @@ class PixelCache:
             checksum, body = self.index_path.read_bytes().split(b"\n", 1)
             if int(checksum, 16) != zlib.crc32(body):
                 raise ValueError("its check sum is wrong")
+            if Maker.model_validate_json(body).reader != describe_reader():
+                return  # whole, but of another reader or an older format: nothing to worry about
             index = CacheIndex.model_validate_json(body)
             path = self.folder / index.pixels
             if path.is_symlink() or path.stat().st_size < index.rows * math.prod(self.shape):
@@ -173,7 +185,8 @@ class PixelCache:
             self.pixels_path, self._row_count, self.pairs = path, index.rows, index.pairs
 
     def _write_index(self) -> None:
-        index = CacheIndex(pixels=self.pixels_path.name, rows=self._row_count, pairs=self.pairs)
+        name, reader = self.pixels_path.name, describe_reader()
+        index = CacheIndex(reader=reader, pixels=name, rows=self._row_count, pairs=self.pairs)
         body = index.model_dump_json().encode()
         save_bytes(self.index_path, b"%08x\n%s" % (zlib.crc32(body), body))
         for path in self.folder.glob(f"pixels_{self.shape[0]}_*.bin"):

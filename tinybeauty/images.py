@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError, features
 
+from tinybeauty.colour import to_srgb
 from tinybeauty.errors import UserError, one_line, readable
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
+IMAGE_KINDS = ("PNG", "JPEG", "WEBP", "BMP")  # Pillow's other decoders stay shut: some start other programs
+READER = 2  # count up when the same file is read as other pixels: what was decoded before is then made anew
 MAX_PIXELS = 2**26  # of a file; a phone's 48 million pass, a decompression bomb does not
 
 
@@ -40,29 +43,61 @@ def list_images(folder: Path) -> dict[str, Path]:
     return images
 
 
-def open_image(file: Path | io.BytesIO, mode: Literal["RGB", "L"] = "RGB") -> Image.Image:
-    """Return an image upright (EXIF), in one mode, at its own size.
+def describe_reader() -> str:
+    """Return what the pixels of a picture depend on besides its file: this reader and its libraries."""
+    libraries = ("pil", "libjpeg_turbo", "jpg", "webp", "littlecms2")
+    return ", ".join([f"reader {READER}", *(f"{name} {features.version(name)}" for name in libraries)])
 
-    Transparent pixels are laid over white, 16-bit grey is scaled to 8 bits, of an animation the first
-    picture is taken.
+
+def open_image(file: Path | io.BytesIO, mode: Literal["RGB", "L"] = "RGB") -> Image.Image:
+    """Return an image upright (EXIF), in one mode, at its own size, with nothing of its file's `info`.
+
+    16-bit grey is scaled to 8 bits, of an animation the first picture is taken. What the file is called
+    does not count, what is inside must be one of IMAGE_KINDS.
+
+    Args:
+        file: where it is.
+        mode: RGB for a picture: in sRGB, transparency laid over white. L for a mask, whose numbers are no
+            colours: the profile does not count, and transparency lies over black, as nobody painted there.
 
     Raises:
         ValueError: the file is broken, no image, or has more than MAX_PIXELS pixels.
     """
     try:
-        with Image.open(file) as image:
+        with Image.open(file, formats=IMAGE_KINDS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise ValueError(f"{image.width} x {image.height} pixels are more than {MAX_PIXELS:,}")
-            image = ImageOps.exif_transpose(image)
-            if image.mode.startswith("I"):
-                grey = (np.asarray(image).astype(np.int64).clip(0, 65535) >> 8).astype(np.uint8)
-                image = Image.fromarray(grey)
-            if image.has_transparency_data:
-                white = Image.new("RGBA", image.size, "white")
-                image = Image.alpha_composite(white, image.convert("RGBA"))
-            return image.convert(mode)
+            image, alpha = split_alpha(ImageOps.exif_transpose(image))
+        image = to_srgb(image) if mode == "RGB" else image.convert("RGB").convert("L")
+        if alpha:
+            under = Image.new(mode, image.size, "white" if mode == "RGB" else "black")
+            image = Image.composite(image, under, alpha)
+    except UnidentifiedImageError:
+        raise ValueError(f"cannot identify image file, it is no {' '.join(IMAGE_KINDS)}") from None
     except Exception as error:  # a broken file makes Pillow's decoders raise nearly anything
         raise ValueError(one_line(error)) from None
+    image.info = {}  # or its profile would be written into what is made of it
+    return image
+
+
+def split_alpha(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
+    """Return an image as 8-bit L, RGB or CMYK, and how opaque it is, L; None where all of it is."""
+    info, alpha = image.info, None
+    if image.mode.startswith("I"):  # 16-bit grey, in which one value may stand for transparent
+        values = np.asarray(image).astype(np.int64).clip(0, 65535)
+        if "transparency" in info:
+            alpha = Image.fromarray(np.where(values == info["transparency"], 0, 255).astype(np.uint8))
+        image = Image.fromarray((values >> 8).astype(np.uint8))
+    elif image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        alpha, image = (
+            rgba.getchannel("A"),
+            image.getchannel("L") if image.mode == "LA" else rgba.convert("RGB"),
+        )
+    elif image.mode in ("1", "L", "P"):
+        image = image.convert("RGB" if image.mode == "P" else "L")
+    image.info = info
+    return image, alpha
 
 
 def read_image(path: Path, mode: Literal["RGB", "L"], image_size: int) -> np.ndarray:

@@ -12,7 +12,8 @@ from PIL import Image, ImageDraw
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from tinybeauty.runs import NETWORKS, STATE_FILE, Progress
+from tinybeauty.progress import NETWORKS, Progress
+from tinybeauty.runs import STATE_FILE
 from tinybeauty.shipping import MODEL_FORMAT, load_content
 
 DIFFERENCE_GAIN = 4  # the fourth column of a grid shows |made-up - source| times this

@@ -22,12 +22,11 @@ import yaml
 from tinybeauty.devices import Team
 from tinybeauty.errors import Stopped, UserError, list_some
 from tinybeauty.files import lock_folder, make_folder, save_bytes
+from tinybeauty.progress import FINAL, NETWORKS
 from tinybeauty.settings import Settings
 from tinybeauty.shipping import MODEL_FORMAT, RUN_FORMAT, load_content, name_damaged
 
 STATE_FILE = "tinybeauty_last.ckpt"
-BEST_LOSS, BEST_PSNR, FINAL = "tinybeauty_best_loss.pt", "tinybeauty_best_psnr.pt", "tinybeauty_final.pt"
-NETWORKS = (BEST_LOSS, BEST_PSNR, FINAL)
 SETTINGS, SETTINGS_BESIDE = "config.yaml", "config_used.yaml"  # the second where the first is a person's own
 INTERRUPTED = "stopped at once; a state saved before is intact"
 SAMPLES = re.compile(r"samples_epoch_\d{3,}\.png")
@@ -116,6 +115,8 @@ def open_output_dir(
 ) -> Iterator[OutputDir]:
     """Give the output folder: made where it is missing, tried out, and no other run's while we are in it.
 
+    One that was made here and that nothing was written to goes again.
+
     Args:
         config: has output_dir and data_dir, among whose pictures it must not be.
         resume: go on with the run in it.
@@ -131,15 +132,18 @@ def open_output_dir(
     if not leads:
         yield OutputDir(path)
         return
-    state_exists = (path / STATE_FILE).exists()
-    if resume and not state_exists:
-        raise UserError(f"there is nothing to resume: {path} holds no {STATE_FILE}")
-    if path.resolve() == program:
-        raise UserError(f"output_dir {path} is the folder of the program; choose another output_dir")
-    pictures = [(data_dir / kind).resolve() for kind in ("source", "target", "eye_mask")]
-    if any(path.resolve().is_relative_to(folder) for folder in pictures):
-        raise UserError(f"output_dir {path} is where data_dir has its pictures; choose another output_dir")
     try:
+        state_exists = (path / STATE_FILE).exists()
+        if resume and not state_exists:
+            raise UserError(f"there is nothing to resume: {path} holds no {STATE_FILE}")
+        if path.resolve() == program:
+            raise UserError(f"output_dir {path} is the folder of the program; choose another output_dir")
+        pictures = [(data_dir / kind).resolve() for kind in ("source", "target", "eye_mask")]
+        if any(path.resolve().is_relative_to(folder) for folder in pictures):
+            raise UserError(
+                f"output_dir {path} is where data_dir has its pictures; choose another output_dir"
+            )
+        made = [folder for folder in (path, *path.parents) if not folder.exists()]
         make_folder(path)
     except OSError as error:
         raise UserError(
@@ -155,74 +159,14 @@ def open_output_dir(
             )
         if (path / SETTINGS).exists() and not is_ours(path / SETTINGS):
             print(f"          {path / SETTINGS} is your own and stays; the run's is {SETTINGS_BESIDE}")
-        yield OutputDir(path, earlier if overwrite else [])
-
-
-@dataclass
-class Progress:
-    """How far a run is."""
-
-    epoch: int = 0  # finished ones
-    pairs_done: int = 0  # of the epoch after that
-    sums: dict[str, float] = field(default_factory=dict)  # of its losses, over the last of these pairs ...
-    summed: int = 0  # ... so many: all, but for an edit of the loss
-    order_seed: int | None = None  # of the order of its pairs; None before the first step
-    global_step: int = 0
-    drops: int = 0  # of the learning rate, at plateaus
-    seconds: float = 0.0  # of the finished epochs
-    best_loss: float = math.inf
-    best_psnr: float = -math.inf
-    history: list[dict[str, float]] = field(default_factory=list)  # the rows of metrics.csv
-    wandb_id: str | None = None
-
-    @classmethod
-    def restore(cls, state: dict[str, Any], settings: dict[str, Any], epochs: int) -> Progress:
-        """Return the progress of a state; what an older version did not note follows from its settings.
-
-        Raises:
-            UserError: more epochs are done or begun than are wanted now.
-        """
-        progress = cls(**state["progress"])
-        begun = " and has begun the next" if progress.pairs_done else ""
-        if progress.epoch + bool(begun) > epochs:
-            raise UserError(f"this run has done {progress.epoch} epochs{begun}, more than epochs: {epochs}")
-        if "summed" not in state["progress"]:
-            progress.summed, progress.order_seed = progress.pairs_done, settings["seed"]
-        if "drops" not in state["progress"] and progress.global_step > settings["warmup_steps"]:
-            share = state["optimizer"]["param_groups"][0]["lr"] / settings["learning_rate"]
-            progress.drops = round(math.log(share, settings["lr_factor"]))
-        return progress
-
-    def describe(self, epochs: int) -> str:
-        """Return where a run goes on that is to have so many epochs."""
-        if self.epoch == epochs:
-            return f"all {epochs} epochs are done"
-        return f"epoch {self.epoch + 1} of {epochs}, {self.pairs_done:,} of its pairs are done"
-
-    def finish_epoch(self, row: dict[str, float]) -> list[str]:
-        """Note that an epoch is done; return which of the networks that ship it is the best for."""
-        self.epoch, self.pairs_done, self.sums, self.summed = row["epoch"], 0, {}, 0
-        self.seconds += row["time/epoch_s"]
-        self.history.append(row)
-        beaten = []
-        if row["val/loss"] < self.best_loss:
-            self.best_loss = row["val/loss"]
-            beaten.append(BEST_LOSS)
-        if row["val/psnr"] > self.best_psnr:
-            self.best_psnr = row["val/psnr"]
-            beaten.append(BEST_PSNR)
-        return beaten
-
-    def forget_losses(self) -> None:
-        """Forget what was measured with another loss: the next epoch is the best of its kind."""
-        self.best_loss, self.sums, self.summed = math.inf, {}, 0
-
-    def forget_missing(self, output_dir: Path) -> None:
-        """Forget the best values of networks that were moved away: the next one is the best that is there."""
-        if not (output_dir / BEST_LOSS).exists():
-            self.best_loss = math.inf
-        if not (output_dir / BEST_PSNR).exists():
-            self.best_psnr = -math.inf
+        try:
+            yield OutputDir(path, earlier if overwrite else [])
+        finally:
+            with suppress(OSError):  # Windows keeps the lock that is still ours
+                if made and [file.name for file in path.iterdir()] == [".lock"]:
+                    (path / ".lock").unlink()
+                    for folder in made:
+                        folder.rmdir()
 
 
 def check_edits(before: dict[str, Any], now: dict[str, Any], fixed: tuple[str, ...]) -> None:

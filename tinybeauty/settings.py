@@ -128,12 +128,12 @@ def read_settings(
     own_flags = vars(parser.parse_args([]))
     for key, info in model.model_fields.items():
         optional = {"nargs": "?", "const": "true"} if info.annotation is bool else {}
-        default = str(info.default).replace("%", "%%")
+        told = f"{info.description} (default: {info.default})"
         parser.add_argument(
             f"--{key}",
             metavar="VALUE",
             default=argparse.SUPPRESS,
-            help=f"{info.description} (default: {default})",
+            help=told.replace("%", "%%"),  # argparse fills in what a % announces
             **optional,
         )
     known, unknown = parser.parse_known_args(argv)

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import string
+from pathlib import Path
+
 import pytest
 import yaml
 from conftest import ROOT
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import Field
 
-from tinybeauty_training import Config, UserError, load_config, main, read_yaml
+from tinybeauty.errors import Parser, UserError
+from tinybeauty.settings import Settings, load_settings, read_settings, read_yaml
+from tinybeauty_training import Config, main
 
 
 def write(folder, text):
@@ -17,14 +25,14 @@ def write(folder, text):
 
 def find_problem(tmp_path, text, flags=None):
     with pytest.raises(UserError) as caught:
-        load_config(flags or {}, write(tmp_path, text))
+        load_settings(Config, flags or {}, write(tmp_path, text))
     return str(caught.value)
 
 
 def test_config_yaml_lists_every_key_with_its_default():
     values = read_yaml(ROOT / "config.yaml")
     assert list(values) == list(Config.model_fields)
-    assert load_config({}, ROOT / "config.yaml") == Config()
+    assert load_settings(Config, {}, ROOT / "config.yaml") == Config()
 
 
 def test_defaults_are_the_missions():
@@ -47,7 +55,7 @@ def test_every_key_has_a_help_text(capsys):
 
 def test_flag_over_yaml_over_default(tmp_path):
     path = write(tmp_path, "epochs: 7\nbatch_size: 5\n")
-    config = load_config({"epochs": "9"}, path)
+    config = load_settings(Config, {"epochs": "9"}, path)
     assert (config.epochs, config.batch_size, config.seed) == (9, 5, 42)
 
 
@@ -58,17 +66,17 @@ def test_config_cannot_be_changed_later():
 
 @pytest.mark.parametrize("text", ["1e-3", "0.001", "1.0e-3", "'1e-3'", "1E-3"])
 def test_a_number_is_a_number_however_it_is_written(tmp_path, text):
-    assert load_config({}, write(tmp_path, f"learning_rate: {text}")).learning_rate == 1e-3
+    assert load_settings(Config, {}, write(tmp_path, f"learning_rate: {text}")).learning_rate == 1e-3
 
 
 @pytest.mark.parametrize("text", ["", "# only a comment\n", "---\n"])
 def test_an_empty_yaml_means_the_defaults(tmp_path, text):
-    assert load_config({}, write(tmp_path, text)) == Config()
+    assert load_settings(Config, {}, write(tmp_path, text)) == Config()
 
 
 @pytest.mark.parametrize(("flag", "value"), [("true", True), ("false", False), ("0", False), ("no", False)])
 def test_bool_flags(tmp_path, flag, value):
-    assert load_config({"flip": flag}, write(tmp_path, "")).flip is value
+    assert load_settings(Config, {"flip": flag}, write(tmp_path, "")).flip is value
 
 
 @pytest.mark.parametrize(
@@ -141,7 +149,7 @@ def test_unreadable_yaml(tmp_path):
     (tmp_path / "latin.yaml").write_bytes(b"data_dir: caf\xe9")
     for path in (tmp_path / "nothing.yaml", tmp_path, tmp_path / "latin.yaml"):
         with pytest.raises(UserError, match="cannot read the configuration"):
-            load_config({}, path)
+            load_settings(Config, {}, path)
 
 
 def test_errors_reach_the_command_line(one_error, tmp_path):
@@ -172,11 +180,71 @@ def test_unknown_flags(one_error, argv, told):
 def test_settings_written_by_a_run_are_the_settings_used(trained):
     saved = read_yaml(trained.output_dir / "config.yaml")
     assert saved == Config(**trained.settings).model_dump()
-    assert load_config({}, trained.output_dir / "config.yaml") == Config(**trained.settings)
+    assert load_settings(Config, {}, trained.output_dir / "config.yaml") == Config(**trained.settings)
     assert yaml.safe_load((trained.output_dir / "config.yaml").read_text())["epochs"] == 5
 
 
 def test_a_key_that_stands_twice_is_named(tmp_path, one_error):
     (tmp_path / "my.yaml").write_text("epochs: 3\nseed: 1\nepochs: 4\n", encoding="utf-8")
     message = one_error("--config", tmp_path / "my.yaml")
-    assert "epochs stands there twice" in message
+    assert "the key epochs appears twice" in message
+
+
+class Wall(Settings):
+    """Settings of some other command."""
+
+    colour: str = Field("white", description="of the paint")
+    coats: int = Field(2, ge=1, description="of it, 100% opaque")
+    dry: bool = Field(False, description="wait for it")
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        ([], Wall(colour="red")),
+        (["--coats", "3", "--dry"], Wall(colour="red", coats=3, dry=True)),
+        (["--colour=blue", "--dry", "no", "--twice"], Wall(colour="blue")),
+        (["--config", "other.yaml"], Wall(coats=5)),
+    ],
+)
+def test_any_commands_settings_are_read_the_same_way(tmp_path, monkeypatch, argv, expected):
+    monkeypatch.chdir(tmp_path)
+    Path("wall.yaml").write_text("colour: red\n", encoding="utf-8")
+    Path("other.yaml").write_text("coats: 5\n", encoding="utf-8")
+    parser = Parser()
+    parser.add_argument("--twice", action="store_true")
+    wall, flags = read_settings(parser, Wall, argv, default=Path("wall.yaml"))
+    assert wall == expected
+    assert flags.twice == ("--twice" in argv)
+    assert "100% opaque (default: 2)" in parser.format_help()
+
+
+VALUES = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.text(max_size=20),
+    st.lists(st.integers(), max_size=2),
+)
+KEYS = st.one_of(
+    st.sampled_from(sorted(Config.model_fields)), st.text(string.ascii_letters + "_", min_size=1, max_size=12)
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(values=st.dictionaries(KEYS, VALUES, max_size=5))
+def test_any_settings_give_a_config_or_an_error_that_names_each_key(tmp_path_factory, values):
+    empty = tmp_path_factory.getbasetemp() / "empty.yaml"
+    empty.touch()
+    try:
+        config = load_settings(Config, values, empty)
+    except UserError as error:
+        message = str(error)
+        assert message.startswith("bad configuration:\n")
+        named = {line.strip().partition(":")[0] for line in message.splitlines()[1:]}
+        assert named <= set(values)
+        return
+    for key in values:
+        assert key in Config.model_fields
+    assert load_settings(Config, config.model_dump(), empty) == config

@@ -10,21 +10,11 @@ import torch
 from conftest import NETWORKS, SMALL
 from torch import nn
 
-from tinybeauty_training import (
-    Config,
-    MakeupLoss,
-    MakeupPairs,
-    TinyBeauty,
-    UserError,
-    evaluate,
-    find_pairs,
-    load_model,
-    pack_model,
-    save_bytes,
-    split_pairs,
-    to_bytes,
-    unpack_model,
-)
+from tinybeauty.cache import decode_pairs
+from tinybeauty.errors import UserError
+from tinybeauty.pairs import find_pairs, split_pairs
+from tinybeauty.shipping import pack, to_bytes, unpack
+from tinybeauty_training import Config, MakeupLoss, MakeupPairs, TinyBeauty, evaluate, load_model
 
 
 def find_layers(model):
@@ -39,7 +29,7 @@ def find_layers(model):
 def held_out(trained):
     config = Config(**trained.settings)
     pairs = split_pairs(find_pairs(trained.data_dir), config.val_fraction, config.person_pattern)[1]
-    return MakeupPairs(pairs, config.image_size)
+    return MakeupPairs(pairs, decode_pairs(pairs, config.image_size, folder=None, skip_bad=False))
 
 
 # --- the files of a real run ------------------------------------------------------------------------
@@ -122,7 +112,7 @@ def test_the_final_network_is_the_one_of_the_run_file(trained):
     model = TinyBeauty()
     model.load_state_dict(state["average"])
     shipped = torch.load(trained.output_dir / "tinybeauty_final.pt", weights_only=True)
-    for name, value in pack_model(model.eval()).items():
+    for name, value in pack(model.eval()).items():
         assert (
             torch.equal(value, shipped[name]) if isinstance(value, torch.Tensor) else value == shipped[name]
         )
@@ -142,7 +132,7 @@ def test_a_weight_is_off_by_at_most_half_a_step():
         model.out.weight[0] = 0
     model.eval()
     folded = find_layers(copy.deepcopy(model).fold_())
-    shipped = find_layers(unpack_model(pack_model(model)))
+    shipped = find_layers(unpack(pack(model), TinyBeauty()))
     assert list(folded) == list(shipped)
     for name, layer in folded.items():
         axis = 1 if isinstance(layer, nn.ConvTranspose2d) else 0
@@ -157,7 +147,7 @@ def test_a_weight_is_off_by_at_most_half_a_step():
 def test_packing_leaves_the_network_as_it_was():
     model = TinyBeauty().train()
     before = copy.deepcopy(model.state_dict())
-    pack_model(model)
+    pack(model)
     assert model.training
     assert list(model.state_dict()) == list(before)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
@@ -167,7 +157,7 @@ def test_packing_leaves_the_network_as_it_was():
 def test_the_same_network_gives_the_same_bytes():
     torch.manual_seed(0)
     model = TinyBeauty().eval()
-    assert to_bytes(pack_model(model)) == to_bytes(pack_model(copy.deepcopy(model)))
+    assert to_bytes(pack(model)) == to_bytes(pack(copy.deepcopy(model)))
 
 
 # --- files that are no network ----------------------------------------------------------------------
@@ -208,7 +198,7 @@ def test_foreign_files(trained, tmp_path):
 
 @pytest.fixture
 def packed():
-    return pack_model(TinyBeauty().eval())
+    return pack(TinyBeauty().eval())
 
 
 @pytest.mark.parametrize("version", [0, 1, 3, None, "2"])
@@ -235,45 +225,7 @@ def test_content_that_does_not_fit(packed, tmp_path, name, damage):
     find_message(tmp_path / "a.pt")
 
 
-# --- writing ----------------------------------------------------------------------------------------
-
-
-def test_save_bytes_replaces_the_whole_file(tmp_path):
-    path = tmp_path / "a.pt"
-    save_bytes(path, b"old and long")
-    save_bytes(path, b"new")
-    assert path.read_bytes() == b"new"
-    assert [entry.name for entry in tmp_path.iterdir()] == ["a.pt"]
-
-
-@pytest.fixture
-def small_files():
-    """A disk on which a file ends at 50,000 bytes."""
-    resource = pytest.importorskip("resource")  # not on Windows
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-
-    def limit(size=50_000):
-        resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-
-    yield limit
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
-def test_a_full_disk_leaves_the_old_file(tmp_path, small_files):
-    path = tmp_path / "a.pt"
-    path.write_bytes(b"old")
-    small_files()
-    with pytest.raises(UserError, match="too large"):
-        save_bytes(path, bytes(100_000))
-    assert path.read_bytes() == b"old"
-
-
-def test_a_disk_that_fills_up_during_training(demo, tmp_path, one_error, small_files):
-    """One line about the disk, and no half of a network."""
-    small_files()
-    message = one_error(*SMALL, "--epochs", 1, "--data_dir", demo, "--output_dir", tmp_path)
-    assert str(tmp_path) in message
-    assert not list(tmp_path.glob("tinybeauty_*"))
+# --- files that are too large -----------------------------------------------------------------------
 
 
 def test_a_network_that_is_too_large_is_kept_and_said_aloud(demo, tmp_path, call_main):

@@ -1,0 +1,77 @@
+"""Work in many processes and reading ahead: the results are those of a plain loop."""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+
+import pytest
+
+from tinybeauty.errors import UserError
+from tinybeauty.workers import count_cores, read_ahead, run_jobs
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 7])
+def test_reading_ahead_gives_what_a_loop_would(count):
+    jobs = list(range(count))
+    assert list(read_ahead(lambda job: job * 10, jobs)) == [job * 10 for job in jobs]
+
+
+def test_one_job_is_read_ahead_in_a_thread_and_no_more():
+    begun, threads = [], set()
+    second = threading.Event()
+
+    def read(job: int) -> int:
+        begun.append(job)
+        threads.add(threading.current_thread())
+        if job == 1:
+            second.set()
+        return job
+
+    results = read_ahead(read, range(5))
+    assert begun == []  # nothing before it is asked for
+    assert next(results) == 0
+    assert second.wait(10)  # while we work on the first one
+    assert begun == [0, 1]
+    assert list(results) == [1, 2, 3, 4]
+    assert threading.main_thread() not in threads
+    assert not any(thread.is_alive() for thread in threads)
+
+
+def test_an_error_comes_where_a_loop_would_raise_it():
+    results = read_ahead(lambda job: 1 // job, [1, 1, 0, 1])
+    assert next(results) == 1
+    assert next(results) == 1
+    with pytest.raises(ZeroDivisionError):
+        next(results)
+
+
+def test_who_stops_early_leaves_no_thread_behind():
+    before = threading.active_count()
+    results = read_ahead(abs, range(10))
+    next(results)
+    results.close()
+    assert threading.active_count() == before
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_results_come_in_the_order_of_the_jobs(workers):
+    assert run_jobs(math.factorial, list(range(20)), workers, "counting") == [
+        math.factorial(job) for job in range(20)
+    ]
+
+
+def test_a_worker_that_dies_is_an_error_with_a_remedy():
+    with pytest.raises(UserError, match=r"out of memory\?\); turn it off and on") as caught:
+        run_jobs(os._exit, [1, 1], 2, "dying", remedy="turn it off and on")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_workers_own_error_comes_through():
+    with pytest.raises(ValueError, match="negative"):
+        run_jobs(math.factorial, [1, -1], 2, "counting")
+
+
+def test_cores_are_those_this_process_may_use():
+    assert 1 <= count_cores() <= os.cpu_count()

@@ -1,0 +1,375 @@
+"""A photo that is edited: read as it is stored, and written in its own format with all that came with it.
+
+EXIF, colour profile, XMP, IPTC and comments go over byte for byte; a JPEG keeps its quantisation tables and
+its colour subsampling, so that what was not painted on is decoded as before, but for rounding.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageCms, JpegImagePlugin, UnidentifiedImageError
+
+from tinybeauty.blending import add_levels, find_box, lay_residual
+from tinybeauty.colour import RELATIVE, describe_colours, find_transform
+from tinybeauty.errors import LeftOut, one_line
+from tinybeauty.images import IMAGE_SUFFIXES, MAX_PIXELS
+
+Array = np.ndarray
+HEIF_SUFFIXES = {".heic", ".heif"}  # read where Pillow's plugin is installed, written as JPEG
+PHOTO_SUFFIXES = IMAGE_SUFFIXES | {".tif", ".tiff", ".avif"} | HEIF_SUFFIXES
+FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "TIFF", "AVIF", "HEIF")
+ORIENTATION = 0x0112  # EXIF tag
+# From stored pixels to upright ones, in widths and heights: x, y -> matrix @ (x, y) + shift.
+# Source: EXIF 2.32, tag 0x0112.
+TURNS = {
+    1: ((1, 0), (0, 1), (0, 0)), 2: ((-1, 0), (0, 1), (1, 0)), 3: ((-1, 0), (0, -1), (1, 1)),
+    4: ((1, 0), (0, -1), (0, 1)), 5: ((0, 1), (1, 0), (0, 0)), 6: ((0, -1), (1, 0), (1, 0)),
+    7: ((0, -1), (-1, 0), (1, 1)), 8: ((0, 1), (-1, 0), (0, 1)),
+}  # fmt: skip
+
+
+# ======================================================================================================
+# Colours
+# ======================================================================================================
+
+
+@dataclass(frozen=True)
+class Colours:
+    """What a photo's numbers mean.
+
+    Attributes:
+        mode: Pillow's mode of the colours: RGB or CMYK.
+        there: to sRGB, by the photo's colour profile; None: it is in sRGB, or plain CMYK.
+        back: from sRGB.
+    """
+
+    mode: str
+    there: ImageCms.ImageCmsTransform | None = None
+    back: ImageCms.ImageCmsTransform | None = None
+
+    def to_srgb(self, image: Image.Image) -> Image.Image:
+        """Return an image of the photo's colours in sRGB."""
+        return ImageCms.applyTransform(image, self.there) if self.there else image.convert("RGB")
+
+    def from_srgb(self, image: Image.Image) -> Image.Image:
+        """Return an image in sRGB in the photo's colours."""
+        return ImageCms.applyTransform(image, self.back) if self.back else image.convert(self.mode)
+
+    def add(self, pixels: Array, residual: Array) -> Array:
+        """Return pixels (H, W, C) of a photo with a residual (H, W, 3) of sRGB levels on them.
+
+        What the photo has beyond sRGB stays: only the difference goes through the profile.
+        """
+        channels = len(self.mode)
+        colours = pixels[..., :channels]
+        if self.mode == "RGB" and not self.there:
+            changed = add_levels(colours, residual)
+        else:
+            before = self.to_srgb(Image.fromarray(np.ascontiguousarray(colours), self.mode))
+            after = Image.fromarray(add_levels(np.asarray(before), residual))
+            change = np.asarray(self.from_srgb(after), np.int16) - np.asarray(self.from_srgb(before))
+            changed = (colours + change).clip(0, 255).astype(np.uint8)
+        return np.concatenate((changed, pixels[..., channels:]), axis=2)
+
+
+def find_colours(image: Image.Image) -> Colours:
+    """Return what the numbers of an RGB, RGBA or CMYK image mean."""
+    mode = "CMYK" if image.mode == "CMYK" else "RGB"
+    profile = image.info.get("icc_profile") or (describe_colours(image) if mode == "RGB" else None)
+    there = find_transform(bytes(profile), mode) if profile else None
+    if there is None:
+        return Colours(mode)
+    try:
+        own = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        back = ImageCms.buildTransform(ImageCms.createProfile("sRGB"), own, "RGB", mode, RELATIVE)
+        return Colours(mode, there, back)
+    except (ImageCms.PyCMSError, OSError):  # a scanner's profile knows one way only
+        return Colours(mode)
+
+
+# ======================================================================================================
+# Reading
+# ======================================================================================================
+
+
+@dataclass
+class Photo:
+    """A photo as it is stored.
+
+    Attributes:
+        image: its pixels, RGB, RGBA or CMYK, not turned upright.
+        format: Pillow's name of the format it is written in.
+        data: bytes of the file.
+        options: how Pillow is to write it.
+    """
+
+    image: Image.Image
+    format: str
+    data: bytes
+    options: dict[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def orientation(self) -> int:
+        """EXIF's, 1 to 8."""
+        try:
+            return int(self.image.getexif().get(ORIENTATION, 1))
+        except Exception:  # EXIF that is damaged makes Pillow raise nearly anything; it is kept as it is
+            return 1
+
+    @cached_property
+    def colours(self) -> Colours:
+        """What its numbers mean."""
+        return find_colours(self.image)
+
+    def to_upright(self) -> Image.Image:
+        """Return it upright, RGB, transparent pixels over white, in its own colours."""
+        image = self.image
+        if image.mode == "RGBA":
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        if image.mode != "RGB":
+            image = image.convert("RGB")
+        return turn_upright(image, self.orientation)
+
+    def to_srgb(self, picture: Image.Image) -> Image.Image:
+        """Return an upright part of the photo in sRGB."""
+        return self.colours.to_srgb(picture) if self.colours.mode == "RGB" else picture
+
+    def way_upright(self) -> Array:
+        """Return the matrix (2, 3) from stored pixels to upright ones."""
+        first, second, shift = TURNS.get(self.orientation, TURNS[1])
+        width, height = self.image.size
+        size = (height, width) if self.orientation in (5, 6, 7, 8) else (width, height)
+        return np.c_[np.array((first, second), np.float64), np.multiply(shift, size)]
+
+    def lay_residual(self, residual: Array, way: Array) -> None:
+        """Lay a face's residual onto the pixels, in place.
+
+        Args:
+            residual: (SIDE, SIDE, 3) in levels of 255.
+            way: (2, 3) from upright pixels to the aligned face's.
+        """
+        turn = self.way_upright()
+        way = np.c_[way[:, :2] @ turn[:, :2], way[:, :2] @ turn[:, 2] + way[:, 2]]
+        if box := find_box(way, self.image.size):
+            pixels = np.array(self.image.crop(box))
+            moved = np.c_[way[:, :2], way[:, :2] @ box[:2] + way[:, 2]]
+            lay_residual(pixels, residual, moved, self.colours.add)
+            self.image.paste(Image.fromarray(pixels, self.image.mode), box)
+
+    def encode(self) -> bytes:
+        """Return the bytes of its file with the pixels as they are now."""
+        image = self.image
+        if self.format == "JPEG":
+            return write_jpeg(image, self)
+        if self.format == "PNG":
+            return write_png(image, self)
+        return save(image, self.format, self.options)
+
+
+def turn_upright(image: Image.Image, orientation: int) -> Image.Image:
+    """Return an image turned as EXIF's orientation says."""
+    kinds = Image.Transpose
+    turns = {2: kinds.FLIP_LEFT_RIGHT, 3: kinds.ROTATE_180, 4: kinds.FLIP_TOP_BOTTOM, 5: kinds.TRANSPOSE,
+             6: kinds.ROTATE_270, 7: kinds.TRANSVERSE, 8: kinds.ROTATE_90}  # fmt: skip
+    return image.transpose(turns[orientation]) if orientation in turns else image
+
+
+def register_heif() -> bool:
+    """Let Pillow read HEIC; return whether its plugin is installed."""
+    try:
+        import pillow_heif
+    except ImportError:
+        return False
+    pillow_heif.register_heif_opener()
+    return True
+
+
+def open_photo(path: Path) -> Photo:
+    """Return a photo as it is stored; a palette becomes colours.
+
+    Raises:
+        LeftOut: it cannot be read, or makeup cannot be put on this kind.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise LeftOut(f"cannot be read: {error.strerror}") from None
+    if not data:
+        raise LeftOut("an empty file")
+    if path.suffix.lower() in HEIF_SUFFIXES and not register_heif():
+        raise LeftOut("HEIC needs Pillow's plugin: pip install pillow-heif")
+    try:
+        Image.init()  # Pillow's other decoders stay shut: some start other programs
+        image = Image.open(io.BytesIO(data), formats=[name for name in FORMATS if name in Image.OPEN])
+        if image.width * image.height > MAX_PIXELS:
+            raise ValueError(f"{image.width} x {image.height} pixels are more than {MAX_PIXELS:,}")
+        if getattr(image, "n_frames", 1) > 1 and image.format not in ("MPO", "HEIF"):
+            raise ValueError("an animation, or a file of several pictures")
+        image.load()
+        return to_photo(image, data)
+    except LeftOut:
+        raise
+    except UnidentifiedImageError:
+        raise LeftOut("neither a photo nor a video that can be read") from None
+    except Exception as error:  # a broken file makes Pillow's decoders raise nearly anything
+        raise LeftOut(one_line(error)) from None
+
+
+def to_photo(image: Image.Image, data: bytes) -> Photo:
+    """Return a loaded image as a photo.
+
+    Raises:
+        LeftOut: makeup cannot be put on this kind.
+    """
+    if image.format not in FORMATS:
+        raise LeftOut(f"{image.format} files are not supported; save it as PNG")
+    if image.mode in ("P", "PA"):
+        image = turn_palette(image)
+    check_mode(image)
+    format = {"MPO": "JPEG", "HEIF": "JPEG"}.get(image.format, image.format)
+    info = image.info
+    options = {key: info[key] for key in ("exif", "icc_profile", "xmp", "dpi") if info.get(key)}
+    if image.format == "HEIF":
+        image = image.convert("RGB")
+        options |= {"quality": 95}
+    elif format == "WEBP":
+        lossless = b"VP8L" in data[12:64]
+        options |= {"lossless": True, "exact": True} if lossless else {"quality": 95, "alpha_quality": 100}
+    elif format == "AVIF":
+        options |= {"quality": 90}
+    elif format == "TIFF":
+        options |= {"exif": image.getexif(), "compression": info.get("compression", "raw")}
+        options.pop("xmp", None)  # one of the tags
+        if options["compression"] == "jpeg":
+            options |= {"quality": 95}
+    return Photo(image, format, data, options)
+
+
+def check_mode(image: Image.Image) -> None:
+    """Refuse an image that is not RGB, RGBA or CMYK.
+
+    Raises:
+        LeftOut: it is another kind.
+    """
+    if image.mode in ("1", "L", "LA") or image.mode.startswith(("I", "F")):
+        raise LeftOut("a grey photo: makeup needs colours")
+    if image.mode not in ("RGB", "RGBA", "CMYK"):
+        raise LeftOut(f"pictures of kind {image.mode} are not supported")
+
+
+def turn_palette(image: Image.Image) -> Image.Image:
+    """Return an image with a palette as RGB or RGBA; what it is keeps its format's name."""
+    colours = image.convert("RGBA" if image.has_transparency_data else "RGB")
+    colours.format = image.format
+    colours.info.pop("transparency", None)
+    return colours
+
+
+# ======================================================================================================
+# Writing
+# ======================================================================================================
+
+
+def save(image: Image.Image, format: str, options: dict[str, Any]) -> bytes:
+    """Return an image as the bytes of a file."""
+    file = io.BytesIO()
+    image.save(file, format, **options)
+    return file.getvalue()
+
+
+def write_jpeg(image: Image.Image, photo: Photo) -> bytes:
+    """Return a JPEG with the photo's tables, subsampling and segments."""
+    original = photo.image
+    if not isinstance(original, JpegImagePlugin.JpegImageFile):  # HEIC
+        return save(image, "JPEG", photo.options)
+    sampling = JpegImagePlugin.get_sampling(original)
+    options = {
+        "qtables": original.quantization,
+        "subsampling": sampling if sampling >= 0 else 0,
+        "progressive": bool(original.info.get("progressive")),
+    }
+    return replace_segments(save(image, "JPEG", options), photo.data)
+
+
+def list_segments(data: bytes) -> list[tuple[int, int, int]]:
+    """Return (marker, start, end) of a JPEG's segments before the first scan."""
+    segments, position = [], 2
+    while position + 4 <= len(data) and data[position] == 0xFF:
+        marker = data[position + 1]
+        if marker == 0xFF:  # a fill byte
+            position += 1
+            continue
+        if marker == 0xDA:
+            break
+        end = position + 2 + struct.unpack(">H", data[position + 2 : position + 4])[0]
+        segments.append((marker, position, end))
+        position = end
+    return segments
+
+
+def replace_segments(data: bytes, source: bytes) -> bytes:
+    """Return a JPEG with what another one says about itself: APP and COM segments, byte for byte.
+
+    Adobe's APP14 is about how the pixels are stored, MPF in APP2 about pictures behind this one: not these.
+    """
+    kept = [
+        source[start:end]
+        for marker, start, end in list_segments(source)
+        if (0xE0 <= marker <= 0xEF or marker == 0xFE)
+        and marker != 0xEE
+        and not (marker == 0xE2 and source[start + 4 : start + 8] == b"MPF\0")
+    ]
+    own = [
+        data[start:end]
+        for marker, start, end in list_segments(data)
+        if not (0xE0 <= marker <= 0xEF or marker == 0xFE) or marker == 0xEE
+    ]
+    scan = list_segments(data)[-1][2]
+    return b"".join((data[:2], *kept, *own, data[scan:]))
+
+
+def list_chunks(data: bytes) -> list[tuple[bytes, bytes]]:
+    """Return (kind, the whole chunk) of a PNG."""
+    chunks, position = [], 8
+    while position + 12 <= len(data):
+        length, kind = struct.unpack(">I4s", data[position : position + 8])
+        chunks.append((kind, data[position : position + 12 + length]))
+        position += 12 + length
+    return chunks
+
+
+def write_png(image: Image.Image, photo: Photo) -> bytes:
+    """Return a PNG with all that the photo says about itself, chunk for chunk."""
+    own = save(image, "PNG", {"compress_level": 4})  # 6, Pillow's own, takes twice as long for a hundredth
+    about_pixels = {b"IHDR", b"PLTE", b"IDAT", b"IEND", b"hIST", b"sBIT", b"bKGD"}
+    if photo.data[25] == 3:  # it had a palette
+        about_pixels.add(b"tRNS")
+    chunks = list_chunks(own)
+    kept = [chunk for kind, chunk in list_chunks(photo.data) if kind not in about_pixels]
+    first, *rest = [chunk for kind, chunk in chunks if kind in (b"IHDR", b"IDAT", b"IEND")]
+    return b"".join((own[:8], first, *kept, *rest))
+
+
+def write_comparison(before: Image.Image, photo: Photo) -> bytes:
+    """Return a file like the photo's with `before`, upright, and the photo as it is now side by side."""
+    after = turn_upright(photo.image, photo.orientation)
+    width, height = before.size
+    if 2 * width * height > MAX_PIXELS:
+        before, after = before.reduce(2), after.reduce(2)
+        width, height = before.size
+    both = Image.new(before.mode, (2 * width, height))
+    both.paste(before, (0, 0))
+    both.paste(after, (width, 0))
+    options = {key: value for key, value in photo.options.items() if key not in ("exif", "xmp")}
+    if photo.format in ("JPEG", "WEBP", "AVIF"):
+        options |= {"quality": 95}
+    if photo.format == "PNG":
+        options |= {"compress_level": 4}
+    return save(both, photo.format, options)

@@ -1,0 +1,302 @@
+"""Put a look on photos, folders of photos, and videos: every face in them, at full size.
+
+    python tinybeauty_apply.py photo.jpg --look evening --out made_up
+    python tinybeauty_apply.py holiday/ --look natural --strength 0.7 --lips 1.2 --out made_up
+    python tinybeauty_apply.py clip.mp4 --look my_run/tinybeauty_best_psnr.pt --compare --out made_up
+
+A file keeps its name, format, size, EXIF, colour profile and transparency. Outside the faces' squares no
+pixel changes; a JPEG or a video is compressed anew, a JPEG with its own quantisation tables. What was done
+before, from the same photo with the same look and flags, is not done again. From Python:
+
+    from tinybeauty_apply import put_makeup_on
+    from tinybeauty_training import load_model
+
+    made_up = put_makeup_on(photo, load_model("tinybeauty_model/pretrained/evening.pt"), strength=0.7)
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import sys
+from dataclasses import asdict, dataclass, field
+from functools import cache, partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from PIL import Image
+from tqdm import tqdm
+
+from tinybeauty import outputs, photos, videos
+from tinybeauty.alignment import align, find_square, find_way_back
+from tinybeauty.blending import SIDE, Request, choose_faces, find_residual
+from tinybeauty.errors import LeftOut, Parser, UserError, find_similar, run_command
+from tinybeauty.face_models import FaceModels, fetch_face_models, load_face_models
+from tinybeauty.faces import MIN_SIDE, check_colours
+from tinybeauty.files import lock_folder, make_folder
+from tinybeauty.photos import Photo
+from tinybeauty.workers import count_cores, run_jobs
+
+if TYPE_CHECKING:
+    from tinybeauty_training import TinyBeauty
+
+VERSION = 1  # of what is put on: another number, and the same command does everything anew
+LOOKS = Path(__file__).resolve().parent / "tinybeauty_model" / "pretrained"
+FEW = 4  # photos: processes of their own take three seconds to start
+
+
+# --- A photo ------------------------------------------------------------------------------------------
+def make_up(photo: Photo, model: TinyBeauty, models: FaceModels, request: Request) -> list[str]:
+    """Put makeup on a photo, in place; return why some of its faces get none.
+
+    Raises:
+        LeftOut: none does.
+    """
+    upright = photo.to_upright()
+    chosen, left_out = choose_faces(upright, models, request)
+    residuals = []
+    for face in chosen:  # all are looked at before the first is painted
+        picture, points = align(upright, face.points, SIDE)
+        picture = photo.to_srgb(picture)
+        try:
+            check_colours(picture, points)
+        except LeftOut as reason:
+            left_out.append(str(reason))
+        else:
+            way = find_way_back(find_square(upright.size, face.points), SIDE)
+            residuals.append((find_residual(picture, points, model, request), way))
+    if not residuals:
+        raise LeftOut("; ".join(left_out))
+    del upright  # of a large photo it is a large copy
+    for residual, way in residuals:
+        photo.lay_residual(residual, way)
+    return left_out
+
+
+def put_makeup_on(
+    photo: Image.Image,
+    model: TinyBeauty,
+    strength: float = 1.0,
+    lips: float = 1.0,
+    eyes: float = 1.0,
+    skin: float = 1.0,
+) -> Image.Image:
+    """Return a photo with makeup on all of its faces; it has the same size, mode and info.
+
+    Args:
+        photo: RGB, RGBA or CMYK, as opened; EXIF orientation and colour profile are taken from its info.
+        model: from `tinybeauty_training.load_model`.
+        strength: of everything; 0 gives the photo's own pixels, 1 what the network has learnt.
+        lips: of the lips, on top.
+        eyes: of lids, liner, lashes and brows, on top.
+        skin: of all the rest, on top.
+
+    Raises:
+        LeftOut: it has no face that makeup can be put on, or is of another mode.
+        UserError: the models that find faces cannot be had.
+    """
+    photos.check_mode(photo)
+    copy = Photo(photo.copy(), photo.format or "", b"")
+    make_up(copy, model, load_face_models(), Request(strength, lips, eyes, skin))
+    return copy.image
+
+
+# --- Files --------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Order:
+    """A file to do.
+
+    Attributes:
+        source: the photo or video.
+        target: where it goes.
+        look: the network's file.
+        look_digest: SHA-256 of it.
+        face_models: folder of the models that find faces.
+        request: what is asked for.
+        done: what this command has written under the target's name before.
+    """
+
+    source: Path
+    target: Path
+    look: Path
+    look_digest: str
+    face_models: Path
+    request: Request
+    done: outputs.Done
+
+
+@dataclass
+class Outcome:
+    """What became of an order.
+
+    Attributes:
+        source: the photo or video.
+        problem: why nothing was written; empty if it was, or was before.
+        is_old: it was there already.
+        notes: faces that get no makeup, and why.
+    """
+
+    source: Path
+    problem: str = ""
+    is_old: bool = False
+    notes: list[str] = field(default_factory=list)
+
+
+@cache
+def open_look(look: Path) -> TinyBeauty:
+    """Return the network of a look, loaded once a process."""
+    from tinybeauty_training import load_model  # takes two seconds, which --help need not wait for
+
+    return load_model(look)
+
+
+def do_order(order: Order) -> Outcome:
+    """Make up a photo or a video and write it, whole or not at all; what was done is not done again."""
+    try:
+        digest = outputs.find_source_digest(order.source)
+        fingerprint = outputs.find_fingerprint(VERSION, digest, order.look_digest, asdict(order.request))
+        if outputs.is_done(order.target, order.done, fingerprint):
+            return Outcome(order.source, is_old=True)
+        do = do_video if videos.is_video(order.source) else do_photo
+        return Outcome(order.source, notes=do(order, fingerprint))
+    except (LeftOut, UserError) as reason:
+        return Outcome(order.source, str(reason))
+    except MemoryError:
+        return Outcome(order.source, "there is too little memory for it")
+
+
+def do_photo(order: Order, fingerprint: str) -> list[str]:
+    """Make up a photo and write it; return why some faces get no makeup; raises LeftOut and UserError."""
+    photo = photos.open_photo(order.source)
+    compare = order.request.compare
+    before = photos.turn_upright(photo.image, photo.orientation).copy() if compare else None
+    left_out = make_up(photo, open_look(order.look), load_face_models(order.face_models), order.request)
+    if before is not None:
+        data = photos.write_comparison(before, photo)
+    elif order.request.nothing and order.source.suffix == order.target.suffix:
+        data = photo.data
+    else:
+        data = photo.encode()
+    outputs.save_marked(order.target, data, fingerprint)
+    return left_out
+
+
+def do_video(order: Order, fingerprint: str) -> list[str]:
+    """Make up a video and write it; return no notes; raises LeftOut and UserError."""
+    model, models = open_look(order.look), load_face_models(order.face_models)
+    partial = order.target.with_name(f".{order.target.stem}.partial{order.target.suffix}")
+    videos.make_up_video(order.source, partial, model, models, order.request)
+    outputs.move_marked(partial, order.target, fingerprint)
+    return []
+
+
+def do_orders(orders: list[Order], workers: int) -> list[Outcome]:
+    """Do photos in as many processes as there are cores, then videos one by one on all cores."""
+    clips = [order for order in orders if videos.is_video(order.source)]
+    pictures = [order for order in orders if not videos.is_video(order.source)]
+    if len(pictures) < FEW or workers == 1:
+        bar = tqdm(pictures, desc="photos", unit="photo", disable=None if pictures else True)
+        outcomes = [do_order(order) for order in bar]
+    else:
+        outcomes = run_jobs(do_order, pictures, workers, "photos")
+    return outcomes + [do_order(order) for order in clips]
+
+
+def summarise(outcomes: list[Outcome], out: Path) -> str:
+    """Return the last lines of the command: faces without makeup, and how many files were written."""
+    old = sum(outcome.is_old for outcome in outcomes)
+    new = sum(not outcome.problem for outcome in outcomes) - old
+    lines = [f"{outcome.source}: without makeup: {note}" for outcome in outcomes for note in outcome.notes]
+    lines.append(f"{new:,} of {len(outcomes):,} written to {out}")
+    return "\n".join(lines) + (f", {old:,} were there already" if old else "")
+
+
+# --- The command line ---------------------------------------------------------------------------------
+def find_look(look: str) -> Path:
+    """Return the file of a look: one that ships, by name, or the path of a .pt.
+
+    Raises:
+        UserError: there is none of that name.
+    """
+    if look.endswith(".pt") or Path(look).is_file():
+        return Path(look)  # whether it is there, and a network, is said where it is loaded
+    known = sorted(path.stem for path in LOOKS.glob("*.pt"))
+    if look not in known:
+        similar = find_similar(look, known)
+        hint = f", did you mean {similar}? There are" if similar else "; there are"
+        raise UserError(f"there is no look {look!r}{hint} {', '.join(known)}, or give the path of a .pt")
+    return LOOKS / f"{look}.pt"
+
+
+def read_number(kind: type, low: float, high: float, text: str) -> float:
+    """Return a number that was typed; raises argparse's error where it is none between low and high."""
+    try:
+        value = kind(text)
+    except ValueError:
+        value = math.nan
+    if not low <= value <= high:
+        raise argparse.ArgumentTypeError(f"must be a number from {low} to {high}, got {text!r}")
+    return value
+
+
+def parse_flags(argv: list[str]) -> argparse.Namespace:
+    """Return the command line's flags."""
+    strength, pixels = partial(read_number, float, 0, 1.5), partial(read_number, int, MIN_SIDE, 10_000)
+    parser = Parser(description=__doc__.split("\n")[0], allow_abbrev=False, epilog="README.md says more.")
+    add = parser.add_argument
+    add("inputs", nargs="+", type=Path, metavar="PHOTO|FOLDER|VIDEO")
+    add("--look", required=True, help="one that ships (natural, evening, bold) or the path of a .pt file")
+    add("--out", required=True, type=Path, metavar="FOLDER", help="where the results go")
+    add("--strength", type=strength, default=1.0, help="of everything, 0 to 1.5; default 1")
+    for part in ("lips", "eyes", "skin"):
+        add(f"--{part}", type=strength, default=1.0, help="of this part alone, 0 to 1.5; default 1")
+    add("--faces", choices=("all", "largest"), default="all", help="default all")
+    add("--smallest", type=pixels, default=MIN_SIDE, metavar="PX",
+        help=f"side of the square around a face; smaller ones stay bare; default {MIN_SIDE}")  # fmt: skip
+    add("--compare", action="store_true", help="write before and after side by side, as NAME_compare")
+    add("--face_models", type=Path, metavar="FOLDER", help="with the models that find faces, if offline")
+    add("--workers", type=partial(read_number, int, 1, 1024), default=count_cores(),
+        help="photos at a time; default %(default)s")  # fmt: skip
+    return parser.parse_args(argv)
+
+
+def apply_look(argv: list[str]) -> None:
+    """Do what the command line asks for.
+
+    Raises:
+        UserError: it cannot be done, or not for all files; lists which.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that wait sleep: others work here too
+    flags = parse_flags(argv)
+    look = find_look(flags.look)
+    sources = outputs.list_inputs(flags.inputs, photos.PHOTO_SUFFIXES | videos.VIDEO_SUFFIXES)
+    ending = "_compare" if flags.compare else ""
+    targets = outputs.find_targets(sources, flags.out, ending, photos.HEIF_SUFFIXES)
+    open_look(look)
+    face_models = fetch_face_models(flags.face_models)
+    try:
+        make_folder(flags.out)
+    except OSError as error:
+        raise UserError(f"cannot write to {flags.out}: {error.strerror}") from None
+    parts = (flags.strength, flags.lips, flags.eyes, flags.skin)
+    request = Request(*parts, which=flags.faces, smallest=flags.smallest, compare=flags.compare)
+    with lock_folder(flags.out):
+        done, digest = outputs.read_marks(flags.out), outputs.find_digest(look)
+        orders = [
+            Order(source, target, look, digest, face_models, request, done.get(target.name, {}))
+            for source, target in zip(sources, targets, strict=True)
+        ]
+        outcomes = do_orders(orders, flags.workers)
+    print(summarise(outcomes, flags.out))
+    if problems := [f"  {outcome.source}: {outcome.problem}" for outcome in outcomes if outcome.problem]:
+        raise UserError("\n".join((f"{len(problems):,} could not be done:", *problems)))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; return the exit code."""
+    return run_command(apply_look, argv, interrupted="stopped; the same command goes on where it was")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
