@@ -92,13 +92,18 @@ def test_a_home_in_the_yaml_file_and_its_flag(demo, tmp_path, monkeypatch, one_e
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my.yaml").write_text("data_dir: ~/nowhere\noutput_dir: ~/out\n", encoding="utf-8")
     assert f"there is no folder {tmp_path / 'nowhere'}" in one_error("--config=~/my.yaml")
-    assert (tmp_path / "out").is_dir()
-    assert not (tmp_path / "~").exists()
+    assert {path.name for path in tmp_path.iterdir()} == {"my.yaml"}  # and no folder ~
+
+    message = one_error("--config", "my.yaml", "--output_dir=~/my.yaml")
+    assert f"cannot write to the output folder {tmp_path / 'my.yaml'}" in message
 
 
 def test_a_home_for_the_tools(tmp_path, monkeypatch):
     from make_demo import parse_flags as demo_flags
     from prepare_pairs import parse_flags
+
+    from tinybeauty_apply import find_look
+    from tinybeauty_apply import parse_flags as apply_flags
 
     monkeypatch.setenv("HOME", str(tmp_path))
     flags = parse_flags(["~/photos", "--out=~/pairs", "--looks=~/looks.yaml"])
@@ -106,6 +111,9 @@ def test_a_home_for_the_tools(tmp_path, monkeypatch):
         tmp_path / name for name in ("photos", "pairs", "looks.yaml")
     )
     assert demo_flags(["--out=~/demo"]).out == tmp_path / "demo"
+    flags = apply_flags(["~/a.jpg", "--look=~/my.pt", "--out=~/made_up"])
+    assert (flags.inputs, flags.out) == ([tmp_path / "a.jpg"], tmp_path / "made_up")
+    assert find_look(flags.look) == tmp_path / "my.pt"
 
 
 @pytest.mark.parametrize(
