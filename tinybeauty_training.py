@@ -481,8 +481,7 @@ def train_one_epoch(
     config, progress, team = run.config, run.progress, run.team
     run.model.train()
     # Order and flips depend on (seed, epoch) alone: a run that is continued sees what it would have seen.
-    if not progress.pairs_done:
-        progress.order_seed = config.seed
+    progress.order_seed = progress.order_seed if progress.pairs_done else config.seed
     generator = torch.Generator().manual_seed(progress.order_seed * 1_000_003 + epoch)
     order = torch.randperm(len(pairs), generator=generator)
     flipped = torch.rand(len(pairs), generator=generator) < (0.5 if config.flip else 0.0)

@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `python data/
 from make_demo import draw_pair
 
 from tinybeauty.errors import Parser, UserError, one_line, run_command
+from tinybeauty.files import path_flag
 
 Array = np.ndarray
 SEED = 42  # of make_demo's faces
@@ -85,10 +86,10 @@ def draw_scene(width: int) -> Image.Image:
     return Image.fromarray((np.asarray(scene) + noise).clip(0, 255).astype(np.uint8))
 
 
-def save_scene(argv: list[str]) -> None:
+def run_drawing(argv: list[str]) -> None:
     """Run the command line; raises UserError."""
-    parser = Parser(description=__doc__.split("\n")[0], allow_abbrev=False)
-    parser.add_argument("out", type=Path, help="where the picture goes; its name says in which format")
+    parser = Parser(__doc__)
+    parser.add_argument("out", type=path_flag, help="where the picture goes; its name says in which format")
     parser.add_argument("--width", type=int, default=1600, help="pixels, 400 to 6400 (default: 1600)")
     flags: argparse.Namespace = parser.parse_args(argv)
     if not 400 <= flags.width <= 6400:
@@ -101,7 +102,7 @@ def save_scene(argv: list[str]) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; return the exit code."""
-    return run_command(save_scene, argv, "stopped; nothing was written")
+    return run_command(run_drawing, argv, "stopped; nothing was written")
 
 
 if __name__ == "__main__":

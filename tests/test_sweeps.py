@@ -61,7 +61,21 @@ def test_three_trials_of_one_sweep_run_and_lie_side_by_side(run_trial, demo, tmp
         used = settings.read_yaml(folder / "config.yaml")
         assert {key: used[key] for key in trial} == trial
         assert used["output_dir"] == f"out/swp1/run{number}"
-    assert run_trial(0, command) == 0  # the agent starts a trial again whose machine was taken away
+
+
+def test_a_trial_that_is_started_again_goes_on(tmp_path, capsys):
+    """The agent does so where the machine was taken away."""
+    from tinybeauty.runs import settle_trial
+
+    config = Config(output_dir=tmp_path)
+    assert settle_trial("", config, False, ["--seed", "1"]) == (config, False, ["--seed", "1"])
+    again = ["--config", str(tmp_path / "swp1" / "run1" / "config.yaml")]
+    moved = config.model_copy(update={"output_dir": str(tmp_path / "swp1" / "run1")})
+    assert settle_trial("swp1/run1", config, False, ["--seed", "1"]) == (moved, False, again)
+    (tmp_path / "swp1" / "run1").mkdir(parents=True)
+    (tmp_path / "swp1" / "run1" / "tinybeauty_last.ckpt").touch()
+    assert settle_trial("swp1/run1", config, False, []) == (moved, True, again)
+    assert f"this trial writes into {tmp_path / 'swp1' / 'run1'}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

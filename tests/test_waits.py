@@ -177,7 +177,7 @@ def test_whatever_falls_silent_is_left_alone(server, tmp_path, harm):
     else:
         number = "SIGSTOP" if "stopped" in harm else "SIGKILL"
         code += f"os.kill(tracker._session._connection._proc._process.pid, signal.{number})\n"
-    code += "tracking.WAIT_S = 6\ntracker.log({'epoch': 2, 'x': 1.0}, None)\n"
+    code += f"tracking.WAIT_S = {WAIT_S}\ntracker.log({{'epoch': 2, 'x': 1.0}}, None)\n"
     code += "print('done', flush=True)\ntracker.finish(0)\n"
     started = time.monotonic()
     with start(server, code, tmp_path) as run:
