@@ -20,6 +20,7 @@ from tinybeauty import blending
 from tinybeauty.alignment import align, find_square, find_way_back
 from tinybeauty.blending import SIDE, Request
 from tinybeauty.colour import make_profile
+from tinybeauty.deep_png import SIGNATURE, make_chunk, read_deep, write_deep
 from tinybeauty.errors import LeftOut
 from tinybeauty.face_models import load_face_models
 from tinybeauty.faces import find_faces
@@ -241,6 +242,31 @@ def test_a_png_keeps_transparency_and_chunks(apply, portrait, face_models, tmp_p
         change = np.abs(read(tmp_path / "out" / name, "RGBA") - read(tmp_path / name, "RGBA")).max(2)
         assert change[outside].max() == 0
         assert change.max() > 40
+
+
+@pytest.mark.parametrize("channels", [3, 4])
+def test_16_bits_stay_16_bits(apply, portrait, face_models, tmp_path, channels):
+    rng = np.random.default_rng(0)
+    pixels = np.asarray(portrait.convert("RGBA")).astype(np.uint16)[..., :channels] * 256
+    pixels += rng.integers(0, 256, pixels.shape, dtype=np.uint16)
+    head, *rest = write_deep(pixels)
+    data = b"".join((SIGNATURE, head, make_chunk(b"tEXt", b"Title\0somebody"), *rest))
+    (tmp_path / "a.png").write_bytes(data)
+    assert np.array_equal(read_deep(data), pixels)
+    assert apply(tmp_path / "a.png", "--out", tmp_path / "out")[0] == 0
+    made_up = (tmp_path / "out/a.png").read_bytes()
+    assert b"Title\0somebody" in made_up
+    after = read_deep(made_up).astype(int)
+    outside = ~mark_squares(portrait, face_models)
+    assert np.array_equal(after[outside], pixels[outside])
+    change = (after - pixels) / 257
+    assert np.abs(change[..., :3]).max() > 40
+    portrait.save(tmp_path / "b.png")
+    assert apply(tmp_path / "b.png", "--out", tmp_path / "out")[0] == 0
+    expected = read(tmp_path / "out/b.png") - np.asarray(portrait)
+    assert np.abs(change[..., :3] - expected).mean() < 0.5
+    with Image.open(tmp_path / "out/a.png") as image:
+        assert np.abs(np.asarray(image.convert("RGB")).astype(int) - after[..., :3] // 257).max() <= 1
 
 
 @pytest.mark.parametrize(
