@@ -42,11 +42,11 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from tinybeauty import devices, reporting, runs, settings, shipping
-from tinybeauty.cache import PixelCache, choose_cache_dir, decode_pairs
+from tinybeauty.cache import PixelCache, choose_cache_dir, read_pairs
 from tinybeauty.devices import Team
 from tinybeauty.errors import Parser, UserError, run_command
 from tinybeauty.layers import ConvNormReLU, Upsample, count_multiply_adds, count_parameters, separable
-from tinybeauty.pairs import Pair, PersonPattern, draw_demo_pairs, find_pairs, lacks_demo, split_pairs
+from tinybeauty.pairs import Pair, PersonPattern, draw_demo_pairs, lacks_demo
 from tinybeauty.progress import FINAL, Progress
 from tinybeauty.runs import OutputDir, StopRequest, check_finite
 from tinybeauty.settings import Folder, FolderOrNothing
@@ -625,12 +625,11 @@ def load_data(config: Config) -> tuple[MakeupPairs, MakeupPairs]:
     if lacks_demo(data_dir, (Path(DEMO_DIR), HERE / DEMO_DIR)):
         print(f"{data_dir} does not exist yet: drawing demo pairs (your own: --data_dir FOLDER)", flush=True)
         draw_demo_pairs(HERE / "data" / "make_demo.py", data_dir)
-    parts = split_pairs(find_pairs(data_dir), config.val_fraction, config.person_pattern)
     folder = choose_cache_dir(config.cache_dir, data_dir)
-    cache = decode_pairs([*parts[0], *parts[1]], config.image_size, folder, config.skip_bad_pairs)
-    train_set, val_set = (MakeupPairs(part, cache) for part in parts)
-    if not (len(train_set) and len(val_set)):
-        raise UserError("without the pairs that cannot be read, none are left to train on or validate with")
+    train_pairs, val_pairs, cache = read_pairs(
+        data_dir, config.image_size, folder, config.skip_bad_pairs, config.val_fraction, config.person_pattern
+    )
+    train_set, val_set = MakeupPairs(train_pairs, cache), MakeupPairs(val_pairs, cache)
     masks = int(train_set.has_mask.sum() + val_set.has_mask.sum())
     print(reporting.describe_data(config.data_dir, len(train_set), len(val_set), masks))
     print(f"          decoded into {folder or 'memory'}, {cache.pixels.nbytes / 1e6:,.0f} MB")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -104,6 +105,21 @@ def load_settings(
         raise UserError("bad configuration:\n  " + "\n  ".join(lines)) from None
 
 
+def join_values(argv: list[str], keys: Collection[str]) -> list[str]:
+    """Return a command line in which `--key -1e-3` is `--key=-1e-3`: argparse takes many for flags.
+
+    No flag but -h has one dash, so what follows a setting and has one is its value.
+    """
+    joined: list[str] = []
+    for word in argv:
+        has_one_dash = word.startswith("-") and not word.startswith("--") and word != "-h"
+        if has_one_dash and joined and joined[-1].startswith("--") and joined[-1][2:] in keys:
+            joined[-1] += f"={word}"
+        else:
+            joined.append(word)
+    return joined
+
+
 def read_settings(
     parser: Parser,
     model: type[Model],
@@ -136,12 +152,19 @@ def read_settings(
             help=told.replace("%", "%%"),  # argparse fills in what a % announces
             **optional,
         )
-    known, unknown = parser.parse_known_args(argv)
+    known, unknown = parser.parse_known_args(join_values(argv, [*model.model_fields, "config"]))
+    problems = []
     if unknown:
         told = []
         for flag in [word.split("=")[0] for word in unknown if word.startswith("--")] or unknown:
             similar = find_similar(flag.lstrip("-").replace("-", "_"), [*model.model_fields, *own_flags])
             told.append(flag + (f" (did you mean --{similar}?)" if similar else ""))
-        raise UserError(f"unknown arguments, see --help: {', '.join(told)}")
+        problems.append(f"unknown arguments, see --help: {', '.join(told)}")
     flags = {key: value for key, value in vars(known).items() if key not in own_flags}
-    return load_settings(model, flags, known.config, trial), known
+    try:
+        settings = load_settings(model, flags, known.config, trial)
+    except UserError as error:
+        problems.append(str(error))
+    if problems:
+        raise UserError("\n".join(problems))
+    return settings, known
