@@ -20,10 +20,10 @@ from tinybeauty import blending
 from tinybeauty.alignment import align, find_square, find_way_back
 from tinybeauty.blending import SIDE, Request
 from tinybeauty.colour import make_profile
-from tinybeauty.deep_png import SIGNATURE, make_chunk, read_deep, write_deep
 from tinybeauty.errors import LeftOut
 from tinybeauty.face_models import load_face_models
 from tinybeauty.faces import find_faces
+from tinybeauty.formats import SIGNATURE, make_chunk, read_deep, write_deep
 from tinybeauty.images import open_image
 from tinybeauty_apply import main, open_look, put_makeup_on
 
@@ -276,7 +276,7 @@ def test_16_bits_stay_16_bits(apply, portrait, face_models, tmp_path, channels):
         ("b.webp", {"quality": 80}),
         ("a.bmp", {}),
         ("a.tif", {"compression": "tiff_lzw", "dpi": (72, 72)}),
-        ("b.tiff", {}),
+        ("b.tiff", {"exif": make_exif().tobytes()}),
         ("cmyk.jpg", {"quality": 95}),
     ],
 )
@@ -288,6 +288,7 @@ def test_other_formats(apply, portrait, tmp_path, name, options):
         assert (after.format, after.mode, after.size) == (before.format, before.mode, before.size)
         for key in ("exif", "icc_profile", "dpi", "compression"):
             assert after.info.get(key) == before.info.get(key), key
+        assert after.getexif().get_ifd(0x8769) == before.getexif().get_ifd(0x8769)
         change = np.abs(np.asarray(after).astype(int) - np.asarray(before)).max(2)
     assert change.max() > 40
     assert change[:15].max() <= (8 if name == "b.webp" else 2 if name == "cmyk.jpg" else 0)

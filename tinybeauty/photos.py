@@ -18,15 +18,23 @@ from PIL import Image, ImageCms, JpegImagePlugin, UnidentifiedImageError
 
 from tinybeauty.blending import add_levels, find_box, lay_residual
 from tinybeauty.colour import RELATIVE, describe_colours, find_transform
-from tinybeauty.deep_png import SIGNATURE, is_deep, read_deep, write_deep
 from tinybeauty.errors import LeftOut, UserError, one_line
+from tinybeauty.formats import (
+    ORIENTATION,
+    SIGNATURE,
+    describe_tiff,
+    is_deep,
+    list_chunks,
+    read_deep,
+    replace_segments,
+    write_deep,
+)
 from tinybeauty.images import IMAGE_SUFFIXES, MAX_PIXELS
 
 Array = np.ndarray
 HEIF_SUFFIXES = {".heic", ".heif"}  # read where Pillow's plugin is installed, written as JPEG
 PHOTO_SUFFIXES = IMAGE_SUFFIXES | {".tif", ".tiff", ".avif"} | HEIF_SUFFIXES
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "TIFF", "AVIF", "HEIF")
-ORIENTATION = 0x0112  # EXIF tag
 # From stored pixels to upright ones, in widths and heights: x, y -> matrix @ (x, y) + shift.
 # Source: EXIF 2.32, tag 0x0112.
 TURNS = {
@@ -256,7 +264,10 @@ def to_photo(image: Image.Image, data: bytes) -> Photo:
     elif format == "AVIF":
         options |= {"quality": 90}
     elif format == "TIFF":
-        options |= {"exif": image.getexif(), "compression": info.get("compression", "raw")}
+        about, has_parts = describe_tiff(image)
+        # Pillow writes the parts of EXIF, such as the place, into files without compression only.
+        compression = "raw" if has_parts else info.get("compression", "raw")
+        options |= {"exif": about.tobytes(), "compression": compression}
         options.pop("xmp", None)  # one of the tags
         if options["compression"] == "jpeg":
             options |= {"quality": 95}
@@ -289,9 +300,16 @@ def turn_palette(image: Image.Image) -> Image.Image:
 
 
 def save(image: Image.Image, format: str, options: dict[str, Any]) -> bytes:
-    """Return an image as the bytes of a file."""
+    """Return an image as the bytes of a file.
+
+    Raises:
+        LeftOut: Pillow cannot write it.
+    """
     file = io.BytesIO()
-    image.save(file, format, **options)
+    try:
+        image.save(file, format, **options)
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, struct.error) as error:
+        raise LeftOut(f"cannot be written as {format}: {one_line(error)}") from None
     return file.getvalue()
 
 
@@ -307,53 +325,6 @@ def write_jpeg(image: Image.Image, photo: Photo) -> bytes:
         "progressive": bool(original.info.get("progressive")),
     }
     return replace_segments(save(image, "JPEG", options), photo.data)
-
-
-def list_segments(data: bytes) -> list[tuple[int, int, int]]:
-    """Return (marker, start, end) of a JPEG's segments before the first scan."""
-    segments, position = [], 2
-    while position + 4 <= len(data) and data[position] == 0xFF:
-        marker = data[position + 1]
-        if marker == 0xFF:  # a fill byte
-            position += 1
-            continue
-        if marker == 0xDA:
-            break
-        end = position + 2 + struct.unpack(">H", data[position + 2 : position + 4])[0]
-        segments.append((marker, position, end))
-        position = end
-    return segments
-
-
-def replace_segments(data: bytes, source: bytes) -> bytes:
-    """Return a JPEG with what another one says about itself: APP and COM segments, byte for byte.
-
-    Adobe's APP14 is about how the pixels are stored, MPF in APP2 about pictures behind this one: not these.
-    """
-    kept = [
-        source[start:end]
-        for marker, start, end in list_segments(source)
-        if (0xE0 <= marker <= 0xEF or marker == 0xFE)
-        and marker != 0xEE
-        and not (marker == 0xE2 and source[start + 4 : start + 8] == b"MPF\0")
-    ]
-    own = [
-        data[start:end]
-        for marker, start, end in list_segments(data)
-        if not (0xE0 <= marker <= 0xEF or marker == 0xFE) or marker == 0xEE
-    ]
-    scan = list_segments(data)[-1][2]
-    return b"".join((data[:2], *kept, *own, data[scan:]))
-
-
-def list_chunks(data: bytes) -> list[tuple[bytes, bytes]]:
-    """Return (kind, the whole chunk) of a PNG."""
-    chunks, position = [], 8
-    while position + 12 <= len(data):
-        length, kind = struct.unpack(">I4s", data[position : position + 8])
-        chunks.append((kind, data[position : position + 12 + length]))
-        position += 12 + length
-    return chunks
 
 
 def write_png(image: Image.Image, photo: Photo) -> bytes:
