@@ -13,6 +13,12 @@ from tinybeauty.colour import to_srgb
 from tinybeauty.errors import UserError, list_some, one_line, readable
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
+# fmt: off
+UNREAD = {  # pictures of other kinds, which `list_images` passes over
+    ".heic", ".heif", ".avif", ".tif", ".tiff", ".gif", ".jfif", ".jp2", ".jxl", ".psd", ".svg", ".tga",
+    ".ppm", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".raw", ".exr", ".eps", ".pdf", ".npy",
+}
+# fmt: on
 IMAGE_KINDS = ("PNG", "JPEG", "WEBP", "BMP")  # Pillow's other decoders stay shut: some start other programs
 READER = 2  # count up when the same file is read as other pixels: what was decoded before is then made anew
 MAX_PIXELS = 2**26  # of a file; a phone's 48 million pass, a decompression bomb does not
@@ -50,6 +56,12 @@ def list_images(folder: Path, problems: list[str] | None = None) -> dict[str, Pa
             raise UserError(problem)
         problems.append(problem)
     return images
+
+
+def list_unread(folder: Path) -> list[Path]:
+    """Return the pictures in a folder that `list_images` passes over for their kind, sorted by name."""
+    paths = [path for path in folder.iterdir() if path.suffix.lower() in UNREAD]
+    return sorted(path for path in paths if not path.name.startswith("."))
 
 
 def describe_reader() -> str:

@@ -18,18 +18,12 @@ import numpy as np
 from PIL import Image
 
 from tinybeauty.errors import list_some
-from tinybeauty.images import IMAGE_SUFFIXES
+from tinybeauty.images import IMAGE_SUFFIXES, UNREAD
 
 LOOK = 1  # count up when `look_over` finds other things: pairs decoded before are then looked at anew
 SIDE, BLOCKS, THUMB = 64, 16, 12  # pixels a side: for edges, for colours, and kept to compare pairs by
 SAME_THUMB = 3.0  # grey levels; copies differ by less than 2, other faces by 10 and more
 ALIGNED, MISPLACED = 0.8, 0.65  # correlation of edges; good pairs 0.77 and more, other faces at most 0.63
-# fmt: off
-UNREAD = {  # pictures of other kinds, which `list_images` passes over
-    ".heic", ".heif", ".avif", ".tif", ".tiff", ".gif", ".jfif", ".jp2", ".jxl", ".psd", ".svg", ".tga",
-    ".ppm", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".raw", ".exr", ".eps", ".pdf", ".npy",
-}
-# fmt: on
 MEANING = {  # fault: what it is of a pair, and what it would mean
     "moved": (
         "targets are shifted against their sources",
