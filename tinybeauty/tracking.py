@@ -236,7 +236,15 @@ class Tracker:
         return None
 
     def _end_service(self) -> None:
-        with suppress(AttributeError, OSError):  # nothing public ends it, or keeps Python's end from waiting
+        say = threading.excepthook
+
+        def pass_over_wandbs(details: threading.ExceptHookArgs) -> None:
+            if details.thread is None or not details.thread.name.startswith("wandb"):
+                say(details)
+
+        threading.excepthook = pass_over_wandbs  # its threads find the service gone
+        # Nothing public ends the service, or keeps Python's end from waiting for it.
+        with suppress(AttributeError, TypeError, OSError):
             connection = self._session._connection
             connection._cleanup()
             connection._proc._process.kill()
