@@ -27,6 +27,7 @@ import numpy as np
 import torch
 from makeup import Portrait, load_look, paint_look, to_linear_look
 from PIL import Image
+from scipy.ndimage import gaussian_filter
 
 from tinybeauty import blending
 from tinybeauty.alignment import align, find_quad, find_square, find_way_back
@@ -34,6 +35,7 @@ from tinybeauty.blending import SIDE, Request
 from tinybeauty.face_models import FaceModels, load_face_models
 from tinybeauty.faces import find_faces
 from tinybeauty.images import list_images, open_image
+from tinybeauty.landmarks import BARE_SKIN
 from tinybeauty.videos import Follower, make_up_video, paint_frame, view_planes
 from tinybeauty_apply import Order, do_order, find_look, open_look
 
@@ -47,14 +49,13 @@ def psnr(image: Array, truth: Array) -> float:
 
 
 def find_texture(image: Array) -> Array:
-    """Return what is finer than the network's picture of the face, in grey levels."""
-    grey = Image.fromarray(image).convert("L")
-    coarse = grey.resize((SIDE, SIDE), Image.Resampling.BOX).resize(grey.size, Image.Resampling.BICUBIC)
-    return np.asarray(grey, float) - np.asarray(coarse, float)
+    """Return what is finer than about a pixel (Gaussian of 1), in grey levels."""
+    grey = image.astype(float) @ (0.299, 0.587, 0.114)
+    return grey - gaussian_filter(grey, 1)
 
 
 def measure_face(photo: Image.Image, models: FaceModels, model: torch.nn.Module, look: dict) -> list[float]:
-    """Return side, PSNR of the photo, of pasting, of adding, correlation of texture, step at the border."""
+    """Return side; PSNR of the photo, of pasting, of adding; texture on skin, everywhere; step."""
     face = find_faces(photo, models).faces[0]
     side = round(float(np.hypot(*(face.quad[3] - face.quad[0]))))
     square, points = align(photo, face.points, side)
@@ -67,8 +68,11 @@ def measure_face(photo: Image.Image, models: FaceModels, model: torch.nn.Module,
     pasted = np.asarray(pasted.resize(square.size, Image.Resampling.BICUBIC))
     added = whole.copy()
     blending.lay_residual(added, residual, way)
-    centre = slice(side // 4, 3 * side // 4)  # the face without what is around it
-    textures = [find_texture(image)[centre, centre].ravel() for image in (whole, added)]
+    textures = [find_texture(image) for image in (whole, added)]
+    skin = np.zeros((side, side), bool)  # where no hair grows, and nothing is drawn
+    for x, y in points[list(BARE_SKIN)].astype(int):
+        skin[max(y - side // 25, 0) : y + side // 25, max(x - side // 25, 0) : x + side // 25] = True
+    texture = [np.corrcoef(*(image[part] for image in textures))[0, 1] for part in (skin, skin | True)]
     change = np.abs(added.astype(int) - whole).max(2)
     rim = max(side // SIDE, 1)
     step = max(part.max() for part in (change[:rim], change[-rim:], change[:, :rim], change[:, -rim:]))
@@ -77,7 +81,7 @@ def measure_face(photo: Image.Image, models: FaceModels, model: torch.nn.Module,
         psnr(whole, truth),
         psnr(pasted, truth),
         psnr(added, truth),
-        np.corrcoef(*textures)[0, 1],
+        *texture,
         step,
     ]
 
@@ -90,11 +94,12 @@ def measure_quality(photos: list[Path], models: FaceModels, model: torch.nn.Modu
         ("all", rows[:, 0] > 0),
         ("600 to 1,000 px", (rows[:, 0] >= 600) & (rows[:, 0] <= 1000)),
     ):
-        _, untouched, pasted, added, texture, step = rows[kept].T
+        _, untouched, pasted, added, skin, texture, step = rows[kept].T
         print(
             f"{name}, {kept.sum()} faces, {title}: against the painter {untouched.mean():.1f} dB untouched, "
             f"{pasted.mean():.1f} pasted, {added.mean():.1f} added (worst {added.min():.1f}); texture "
-            f"{texture.mean():.3f} (worst {texture.min():.3f}); step at the border {step.max():.0f} levels",
+            f"{texture.mean():.3f} (worst {texture.min():.3f}), on bare skin {skin.mean():.3f} (worst "
+            f"{skin.min():.3f}); step at the border {step.max():.0f} levels",
             flush=True,
         )
 
