@@ -30,8 +30,9 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from tinybeauty.devices import ALONE
-from tinybeauty.errors import UserError
+from tinybeauty.errors import LeftOut, UserError
 from tinybeauty.images import read_image
+from tinybeauty.photos import open_photo
 from tinybeauty.shipping import RUN_FORMAT, load_content, pack, pack_state, to_bytes
 from tinybeauty_training import Config, Run, TinyBeauty, load_model
 
@@ -154,6 +155,32 @@ def fuzz_checkpoints(count: int, rng: random.Random, folder: Path) -> Counter[st
     return ends
 
 
+def fuzz_photos(count: int, rng: random.Random, folder: Path) -> Counter[str]:
+    """Put a residual on mutated photos, as tinybeauty_apply does, and read the result; return the ends."""
+    files, ends = make_images(), Counter()
+    residual = np.full((256, 256, 3), 25.0, np.float32)
+    way = np.array([[16.0, 0.0, -30.0], [0.0, 16.0, -20.0]])  # a square that reaches over the border
+    for _ in range(count):
+        name = rng.choice(sorted(files))
+        path = folder / f"photo_{name}"
+        path.write_bytes(mutate(files[name], rng))
+        signal.alarm(SECONDS_A_FILE)
+        try:
+            photo = open_photo(path)
+            size = photo.to_upright().size
+            photo.lay_residual(residual, way)
+            written = folder / f"written_{name}"
+            written.write_bytes(photo.encode())
+            assert open_photo(written).to_upright().size == size
+            ends["photo"] += 1
+        except LeftOut as reason:
+            assert "\n" not in str(reason), reason
+            ends["left out"] += 1
+        finally:
+            signal.alarm(0)
+    return ends
+
+
 def bound_memory() -> None:
     """Let this process have 2 GiB of address space more than it has now."""
     pages = int(Path("/proc/self/statm").read_text().split()[0]) if Path("/proc/self/statm").exists() else 0
@@ -165,7 +192,7 @@ def bound_memory() -> None:
 def main() -> int:
     """Run the command line; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--count", type=int, default=2000, help="images, and as many checkpoints")
+    parser.add_argument("--count", type=int, default=2000, help="images, and as many checkpoints and photos")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     bound_memory()
@@ -176,6 +203,8 @@ def main() -> int:
         print(f"{options.count} images: {dict(images)}; {time.monotonic() - started:.0f} s")
         checkpoints = fuzz_checkpoints(options.count, rng, Path(folder))
         print(f"{options.count} checkpoints: {dict(checkpoints)}; {time.monotonic() - started:.0f} s")
+        photos = fuzz_photos(options.count, rng, Path(folder))
+        print(f"{options.count} photos: {dict(photos)}; {time.monotonic() - started:.0f} s")
     return 0
 
 
