@@ -39,9 +39,10 @@ def snapshot(folder: Path) -> dict[str, bytes]:
 
 
 def test_killed_runs_end_in_the_same_bytes(demo, tmp_path):
-    runs, in_writing = stress(kills=4, seed=5, folder=tmp_path, data_dir=demo)
+    runs, in_writing, with_state = stress(kills=4, seed=5, folder=tmp_path, data_dir=demo)
     assert runs >= 1
     assert in_writing >= 1
+    assert with_state >= 1
 
 
 def test_sigterm_saves_the_state_and_the_rest_is_the_same(demo, tmp_path):
