@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import base64
 import math
+import os
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -238,18 +240,18 @@ def describe_oddities(signs: dict[str, Signs], train: list[str], val: list[str])
     """
     stems = sorted(train + val)
     thumbs = np.array([read_thumbs(signs[stem]) for stem in stems]).reshape(-1, 2, THUMB, THUMB)
-    lines = []
-    for kind, (what, meaning) in MEANING.items():
-        names = []
-        for number, stem in enumerate(stems):
-            details = [
-                fault.partition(":")[2] for fault in signs[stem].faults if fault.partition(":")[0] == kind
-            ]
-            if details and kind == "other picture" and len(names) < 5:  # as many as are shown
-                details = [find_partner(number, thumbs, stems)]
-            names += [f"{stem} ({detail})" if detail else stem for detail in details]
-        if names:
-            lines.append(f"{len(names):,} of {len(stems):,} {what}: {list_some(names)}. {meaning}")
+    found: dict[str, list[str]] = {kind: [] for kind in MEANING}
+    for number, stem in enumerate(stems):
+        for fault in signs[stem].faults:
+            kind, _, details = fault.partition(":")
+            if kind == "other picture" and len(found[kind]) < 5:  # as many as are shown
+                details = find_partner(number, thumbs, stems)
+            found[kind].append(f"{stem} ({details})" if details else stem)
+    lines = [
+        f"{len(names):,} of {len(stems):,} {MEANING[kind][0]}: {list_some(names)}. {MEANING[kind][1]}"
+        for kind, names in found.items()
+        if names
+    ]
     sides = [np.isin(stems, part) for part in (train, val)]
     if copies := find_copies(thumbs[:, 0], stems, *sides):
         lines.append(
@@ -323,23 +325,37 @@ def find_unread(data_dir: Path) -> list[str]:
     lines = []
     folders = [data_dir / "source", data_dir / "target", data_dir / "eye_mask"]
     for folder in folders:
-        paths = sorted(folder.glob("[!.]*"))
-        if names := [path.name for path in paths if path.suffix.lower() in UNREAD]:
+        files, deeper = list_unread(folder)
+        if files:
             lines.append(
-                f"{len(names):,} pictures in {folder} are of kinds that nobody reads: {list_some(names)}. "
+                f"{len(files):,} pictures in {folder} are of kinds that nobody reads: {list_some(files)}. "
                 "They are left out; save them as PNG or JPEG"
             )
-        if deeper := [f"{path.name}/" for path in paths if holds_pictures(path)]:
+        if deeper:
             lines.append(
                 f"{len(deeper):,} folders in {folder} hold pictures that nobody reads: {list_some(deeper)}. "
                 f"They are left out; move them up into {folder}"
             )
-    others = [
-        path for path in sorted(data_dir.glob("*mask*")) if path not in folders and holds_pictures(path)
-    ]
-    if others and not holds_pictures(folders[2]):
-        lines.append(f"nobody reads the masks in {list_some(others)}. They belong into {folders[2]}")
+    if not holds_pictures(folders[2]):
+        others = [folder for folder in sorted(data_dir.glob("*mask*")) if holds_pictures(folder)]
+        if others:
+            lines.append(f"nobody reads the masks in {list_some(others)}. They belong into {folders[2]}")
     return lines
+
+
+def list_unread(folder: Path) -> tuple[list[str], list[str]]:
+    """Return the names of the pictures and of the folders with pictures that `list_images` passes over."""
+    files, deeper = [], []
+    # A tenth of the time that paths take; what cannot be listed, the lister says.
+    with suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if os.path.splitext(entry.name)[1].lower() in UNREAD:  # noqa: PTH122
+                files.append(entry.name)
+            elif entry.is_dir() and holds_pictures(Path(entry)):
+                deeper.append(f"{entry.name}/")
+    return sorted(files), sorted(deeper)
 
 
 def holds_pictures(folder: Path) -> bool:
