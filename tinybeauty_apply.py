@@ -20,6 +20,7 @@ import argparse
 import math
 import os
 import sys
+import warnings
 from dataclasses import asdict, dataclass, field
 from functools import cache, partial
 from pathlib import Path
@@ -153,6 +154,7 @@ def open_look(look: Path) -> TinyBeauty:
 
 def do_order(order: Order) -> Outcome:
     """Make up a photo or a video and write it, whole or not at all; what was done is not done again."""
+    warnings.filterwarnings("ignore", module="PIL")  # of odd EXIF: it is kept as it is
     try:
         digest = outputs.find_source_digest(order.source)
         fingerprint = outputs.find_fingerprint(VERSION, digest, order.look_digest, asdict(order.request))

@@ -3,9 +3,10 @@
     python tests/fuzz_inputs.py --count 2000
 
 Mutates valid files of all formats and modes (bits, bytes, runs, cuts, copies, lengths) and reads them
-with `read_image`, `load_model` and the loader of a run's state. Fails on any other exception than UserError,
-on an image of a wrong shape, on a network or a state that differs from the original without an error,
-on more than 10 s for one file, and on more than 2 GiB of memory above the start (RLIMIT_AS).
+with `read_image`, `load_model` and the loader of a run's state; photos are opened, painted on and written as
+tinybeauty_apply.py does. Fails on any other exception than UserError or, of a photo, LeftOut, on an image
+of a wrong shape, on a network or a state that differs from the original without an error, on more than 10 s
+for one file, and on more than 2 GiB of memory above the start (RLIMIT_AS).
 """
 
 from __future__ import annotations
@@ -29,8 +30,10 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from tinybeauty.colour import ADOBE_RGB, make_profile
 from tinybeauty.devices import ALONE
 from tinybeauty.errors import LeftOut, UserError
+from tinybeauty.formats import SIGNATURE, write_deep
 from tinybeauty.images import read_image
 from tinybeauty.photos import open_photo
 from tinybeauty.shipping import RUN_FORMAT, load_content, pack, pack_state, to_bytes
@@ -115,6 +118,60 @@ def fuzz_images(count: int, rng: random.Random, folder: Path) -> Counter[str]:
     return ends
 
 
+def make_photos() -> dict[str, bytes]:
+    """Return small valid photos as tinybeauty_apply.py edits them: {name: content}."""
+    rng = np.random.default_rng(0)
+    colour = Image.fromarray(rng.integers(0, 256, (40, 48, 3), dtype=np.uint8))
+    exif = Image.Exif()
+    exif[0x010F], exif[0x0112] = "Maker", 6
+    said = {"exif": exif.tobytes(), "icc_profile": make_profile(ADOBE_RGB, 563 / 256)}
+    kinds = {
+        "a.jpg": ("RGB", "JPEG", {"comment": b"hello", **said}),
+        "progressive.jpg": ("RGB", "JPEG", {"progressive": True, "subsampling": 1}),
+        "cmyk.jpg": ("CMYK", "JPEG", {}),
+        "a.png": ("RGBA", "PNG", said),
+        "palette.png": ("P", "PNG", {}),
+        "a.webp": ("RGB", "WEBP", said),
+        "lossless.webp": ("RGBA", "WEBP", {"lossless": True}),
+        "a.bmp": ("RGB", "BMP", {}),
+        "a.tif": ("RGB", "TIFF", said),
+        "packed.tif": ("RGB", "TIFF", {"compression": "tiff_lzw"}),
+    }
+    files = {"deep.png": b"".join((SIGNATURE, *write_deep(np.asarray(colour).astype(np.uint16) * 257)))}
+    for name, (mode, kind, options) in kinds.items():
+        buffer = io.BytesIO()
+        colour.convert(mode).save(buffer, kind, **options)
+        files[name] = buffer.getvalue()
+    return files
+
+
+def fuzz_photos(count: int, rng: random.Random, folder: Path) -> Counter[str]:
+    """Open mutated photos, paint on them and write them; return how they ended."""
+    files, ends = make_photos(), Counter()
+    residual, way = np.full((256, 256, 3), 25, np.float32), np.array(((6.0, 0, -30), (0, 6.0, -20)))
+    for number in range(count + len(files)):
+        whole = number < len(files)  # first of all each as it is
+        name = sorted(files)[number] if whole else rng.choice(sorted(files))
+        path = folder / name
+        path.write_bytes(files[name] if whole else mutate(files[name], rng))
+        signal.alarm(SECONDS_A_FILE)
+        try:
+            photo = open_photo(path)
+            photo.to_upright()
+            photo.lay_residual(residual, way)
+            with Image.open(io.BytesIO(photo.encode())) as written:
+                written.load()
+                assert written.size == photo.image.size, name
+            ends["photo"] += 1
+        except LeftOut as reason:
+            assert not whole, f"{name}: {reason}"
+            assert "\n" not in str(reason), reason
+            ends["left out"] += 1
+        finally:
+            signal.alarm(0)
+    return ends
+
+
 def equal(left: object, right: object) -> bool:
     """Compare nested dictionaries, lists, tensors and numbers."""
     if isinstance(left, torch.Tensor):
@@ -155,32 +212,6 @@ def fuzz_checkpoints(count: int, rng: random.Random, folder: Path) -> Counter[st
     return ends
 
 
-def fuzz_photos(count: int, rng: random.Random, folder: Path) -> Counter[str]:
-    """Put a residual on mutated photos, as tinybeauty_apply does, and read the result; return the ends."""
-    files, ends = make_images(), Counter()
-    residual = np.full((256, 256, 3), 25.0, np.float32)
-    way = np.array([[16.0, 0.0, -30.0], [0.0, 16.0, -20.0]])  # a square that reaches over the border
-    for _ in range(count):
-        name = rng.choice(sorted(files))
-        path = folder / f"photo_{name}"
-        path.write_bytes(mutate(files[name], rng))
-        signal.alarm(SECONDS_A_FILE)
-        try:
-            photo = open_photo(path)
-            size = photo.to_upright().size
-            photo.lay_residual(residual, way)
-            written = folder / f"written_{name}"
-            written.write_bytes(photo.encode())
-            assert open_photo(written).to_upright().size == size
-            ends["photo"] += 1
-        except LeftOut as reason:
-            assert "\n" not in str(reason), reason
-            ends["left out"] += 1
-        finally:
-            signal.alarm(0)
-    return ends
-
-
 def bound_memory() -> None:
     """Let this process have 2 GiB of address space more than it has now."""
     pages = int(Path("/proc/self/statm").read_text().split()[0]) if Path("/proc/self/statm").exists() else 0
@@ -192,7 +223,7 @@ def bound_memory() -> None:
 def main() -> int:
     """Run the command line; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--count", type=int, default=2000, help="images, and as many checkpoints and photos")
+    parser.add_argument("--count", type=int, default=2000, help="images, and as many photos and checkpoints")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     bound_memory()
@@ -201,10 +232,10 @@ def main() -> int:
         rng = random.Random(options.seed)
         images = fuzz_images(options.count, rng, Path(folder))
         print(f"{options.count} images: {dict(images)}; {time.monotonic() - started:.0f} s")
-        checkpoints = fuzz_checkpoints(options.count, rng, Path(folder))
-        print(f"{options.count} checkpoints: {dict(checkpoints)}; {time.monotonic() - started:.0f} s")
         photos = fuzz_photos(options.count, rng, Path(folder))
         print(f"{options.count} photos: {dict(photos)}; {time.monotonic() - started:.0f} s")
+        checkpoints = fuzz_checkpoints(options.count, rng, Path(folder))
+        print(f"{options.count} checkpoints: {dict(checkpoints)}; {time.monotonic() - started:.0f} s")
     return 0
 
 
