@@ -37,7 +37,7 @@ from tinybeauty.errors import LeftOut, Parser, UserError, list_some, run_command
 from tinybeauty.face_models import fetch_face_models, load_face_models
 from tinybeauty.faces import check_colours, check_face, check_shape, check_sharpness, find_faces
 from tinybeauty.files import make_folder, path_flag, save_bytes
-from tinybeauty.images import IMAGE_SUFFIXES, READER, list_images, list_unread, open_image
+from tinybeauty.images import IMAGE_SUFFIXES, READER, find_unread, list_images, open_image
 from tinybeauty.landmarks import UPPER_LID, read_landmarks
 from tinybeauty.workers import count_cores, run_jobs
 
@@ -249,7 +249,7 @@ def list_photos(folder: Path) -> list[Path]:
     """
     photos = list(list_images(folder).values())
     if not photos:
-        unread = list_some(path.name for path in list_unread(folder))
+        unread = list_some(path.name for path in find_unread(folder))
         others = f"; {unread}: save them as PNG or JPEG" if unread else ""
         raise UserError(f"{folder} holds no images ({' '.join(sorted(IMAGE_SUFFIXES))}){others}")
     return photos
@@ -258,7 +258,7 @@ def list_photos(folder: Path) -> list[Path]:
 def name_unread(folder: Path) -> list[Result]:
     """Return a result for each picture of a kind that is not read: it is left out."""
     reason = "not read: {} pictures are not supported, save it as PNG or JPEG"
-    return [Result([], [(path.name, reason.format(path.suffix))]) for path in list_unread(folder)]
+    return [Result([], [(path.name, reason.format(path.suffix))]) for path in find_unread(folder)]
 
 
 def get_models(photos: list[Path], face_models: Path | None) -> Path | None:

@@ -59,7 +59,7 @@ def list_images(folder: Path, problems: list[str] | None = None) -> dict[str, Pa
     return images
 
 
-def list_unread(folder: Path) -> list[Path]:
+def find_unread(folder: Path) -> list[Path]:
     """Return the pictures in a folder that `list_images` passes over for their kind, sorted by name."""
     paths = [path for path in folder.iterdir() if path.suffix.lower() in UNREAD]
     return sorted(path for path in paths if not path.name.startswith("."))
