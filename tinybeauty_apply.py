@@ -5,11 +5,7 @@
     python tinybeauty_apply.py clip.mp4 --look my_run/tinybeauty_best_psnr.pt --compare --out made_up
 
 A file keeps its name, format, size, EXIF, colour profile and transparency. Outside the faces' squares no
-pixel changes; a JPEG or a video is compressed anew, a JPEG with its own quantisation tables. What was done
-before, from the same photo with the same look and flags, is not done again. From Python:
-
-    from tinybeauty_apply import put_makeup_on
-    from tinybeauty_training import load_model
+pixel changes, but that JPEGs (with their own tables) and videos are compressed anew. From Python:
 
     made_up = put_makeup_on(photo, load_model("tinybeauty_model/pretrained/evening.pt"), strength=0.7)
 """
@@ -89,9 +85,9 @@ def put_makeup_on(
         photo: RGB, RGBA or CMYK, as opened; EXIF orientation and colour profile are taken from its info.
         model: from `tinybeauty_training.load_model`.
         strength: of everything; 0 gives the photo's own pixels, 1 what the network has learnt.
-        lips: of the lips, on top.
-        eyes: of lids, liner, lashes and brows, on top.
-        skin: of all the rest, on top.
+        lips: of the lips, on top; likewise
+        eyes: of lids, liner, lashes and brows, and
+        skin: of all the rest.
 
     Raises:
         LeftOut: it has no face that makeup can be put on, or is of another mode.
@@ -186,10 +182,10 @@ def do_photo(order: Order, fingerprint: str) -> list[str]:
 
 def do_video(order: Order, fingerprint: str) -> list[str]:
     """Make up a video and write it; return no notes; raises LeftOut and UserError."""
+    hidden = order.target.with_name(f".{order.target.stem}.partial{order.target.suffix}")
     model, models = open_look(order.look), load_face_models(order.face_models)
-    partial = order.target.with_name(f".{order.target.stem}.partial{order.target.suffix}")
-    videos.make_up_video(order.source, partial, model, models, order.request)
-    outputs.move_marked(partial, order.target, fingerprint)
+    videos.make_up_video(order.source, hidden, model, models, order.request)
+    outputs.move_marked(hidden, order.target, fingerprint)
     return []
 
 
@@ -274,8 +270,7 @@ def apply_look(argv: list[str]) -> None:
     flags = parse_flags(argv)
     look = find_look(flags.look)
     sources = outputs.list_inputs(flags.inputs, photos.PHOTO_SUFFIXES | videos.VIDEO_SUFFIXES)
-    ending = "_compare" if flags.compare else ""
-    targets = outputs.find_targets(sources, flags.out, ending, photos.HEIF_SUFFIXES)
+    targets = outputs.find_targets(sources, flags.out, "_compare" * flags.compare, photos.HEIF_SUFFIXES)
     open_look(look)
     face_models = fetch_face_models(flags.face_models)
     try:
