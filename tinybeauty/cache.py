@@ -23,7 +23,7 @@ from tqdm import tqdm
 from tinybeauty.errors import UserError, list_some, one_line, readable
 from tinybeauty.files import lock_folder, make_folder, save_bytes
 from tinybeauty.images import describe_reader, read_resized
-from tinybeauty.oddities import LOOK, Signs, are_plausible, describe_oddities, find_unread, look_over
+from tinybeauty.oddities import LOOK, Signs, are_plausible, describe_oddities, describe_unread, look_over
 from tinybeauty.pairs import Pair, join_problems, match_pairs, split_pairs
 
 DECODED_AT_ONCE = 64  # pairs; bounds the memory while decoding
@@ -350,7 +350,7 @@ def read_pairs(
     Raises:
         UserError: says all that is wrong with the pairs, their names and their pictures, at once.
     """
-    for line in find_unread(data_dir):
+    for line in describe_unread(data_dir):
         print(f"data looks odd: {line}")
     (pairs, alone, problems), parts = match_pairs(data_dir), ([], [])
     try:

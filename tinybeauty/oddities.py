@@ -320,7 +320,7 @@ def are_plausible(signs: Signs) -> bool:
     return bool(thumbs) and kinds <= MEANING.keys() and all(fault.isprintable() for fault in signs.faults)
 
 
-def find_unread(data_dir: Path) -> list[str]:
+def describe_unread(data_dir: Path) -> list[str]:
     """Return a line for each folder with pictures that nobody reads: of other kinds, too deep, misnamed."""
     lines = []
     folders = [data_dir / "source", data_dir / "target", data_dir / "eye_mask"]
