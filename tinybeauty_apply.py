@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
 import sys
 import warnings
 from dataclasses import asdict, dataclass, field
@@ -48,7 +47,7 @@ def make_up(photo: Photo, model: TinyBeauty, models: FaceModels, request: Reques
     """Put makeup on a photo, in place; return why some of its faces get none.
 
     Raises:
-        LeftOut: none does.
+        LeftOut: no face gets any.
     """
     upright = photo.to_upright()
     chosen, left_out = choose_faces(upright, models, request)
@@ -79,7 +78,9 @@ def put_makeup_on(
     eyes: float = 1.0,
     skin: float = 1.0,
 ) -> Image.Image:
-    """Return a photo with makeup on all of its faces; it has the same size, mode and info.
+    """Return a photo with makeup on its faces, but for those too small, turned away, cut off or grey.
+
+    It has the same size, mode and info.
 
     Args:
         photo: RGB, RGBA or CMYK, as opened; EXIF orientation and colour profile are taken from its info.
@@ -190,7 +191,7 @@ def do_video(order: Order, fingerprint: str) -> list[str]:
 
 
 def do_orders(orders: list[Order], workers: int) -> list[Outcome]:
-    """Do photos in as many processes as there are cores, then videos one by one on all cores."""
+    """Do photos in `workers` processes, few of them in this one; then videos one by one on all cores."""
     clips = [order for order in orders if videos.is_video(order.source)]
     pictures = [order for order in orders if not videos.is_video(order.source)]
     if len(pictures) < FEW or workers == 1:
@@ -247,10 +248,10 @@ def parse_flags(argv: list[str]) -> argparse.Namespace:
     add("inputs", nargs="+", type=path_flag, metavar="PHOTO|FOLDER|VIDEO")
     add("--look", required=True, help="one that ships (natural, evening, bold) or the path of a .pt file")
     add("--out", required=True, type=path_flag, metavar="FOLDER", help="where the results go")
-    add("--strength", type=strength, default=1.0, help="of everything, 0 to 1.5; default 1")
+    add("--strength", type=strength, default=1.0, help="how strong the makeup is, 0 to 1.5; default 1")
     for part in ("lips", "eyes", "skin"):
-        add(f"--{part}", type=strength, default=1.0, help="of this part alone, 0 to 1.5; default 1")
-    add("--faces", choices=("all", "largest"), default="all", help="default all")
+        add(f"--{part}", type=strength, default=1.0, help="how strong it is there, on top; default 1")
+    add("--faces", choices=("all", "largest"), default="all", help="which get makeup; default all")
     add("--smallest", type=pixels, default=MIN_SIDE, metavar="PX",
         help=f"side of the square around a face; smaller ones stay bare; default {MIN_SIDE}")  # fmt: skip
     add("--compare", action="store_true", help="write before and after side by side, as NAME_compare")
@@ -266,12 +267,11 @@ def apply_look(argv: list[str]) -> None:
     Raises:
         UserError: it cannot be done, or not for all files; lists which.
     """
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that wait sleep: others work here too
     flags = parse_flags(argv)
     look = find_look(flags.look)
     sources = outputs.list_inputs(flags.inputs, photos.PHOTO_SUFFIXES | videos.VIDEO_SUFFIXES)
     targets = outputs.find_targets(sources, flags.out, "_compare" * flags.compare, photos.HEIF_SUFFIXES)
-    open_look(look)
+    open_look(look)  # a damaged file is said before anything is fetched or made
     face_models = fetch_face_models(flags.face_models)
     try:
         make_folder(flags.out)

@@ -10,8 +10,8 @@ face made up. Into `output_dir` go three networks that ship (int8, under 100,000
 tinybeauty_best_loss.pt, tinybeauty_best_psnr.pt, tinybeauty_final.pt), the state of the run
 (tinybeauty_last.ckpt), metrics.csv, samples_epoch_XXX.png and the settings used (config.yaml).
 
-On 863 portraits the defaults reach 38.3 dB on people held out, where doing nothing scores 31.0, and the
-settings of tinybeauty_model/pretrained/recipe.yaml 39.1; README says on what and how long.
+On 863 portraits the defaults reach 38.25 dB on people held out, where doing nothing scores 31.0, and the
+settings of tinybeauty_model/pretrained/recipe.yaml 39.11; tests/README.md says on what and how long.
 
 Method: stage 4 of Jin et al., "Toward Tiny and High-quality Facial Makeup with Data Amplify Learning",
 ECCV 2024, arXiv 2403.15033. The U-Net, the small files and the start are our own. What is not about
@@ -93,7 +93,7 @@ class Config(settings.Settings):
     precision: Literal["auto", "bfloat16", "float32"] = Field("auto", description="of the convolutions")
     compile: bool = Field(False, description="torch.compile the network: slow to start")
     # tracking
-    wandb_mode: WandbMode = Field("auto", description="auto (online with an account), offline, disabled")
+    wandb_mode: WandbMode = Field("auto", description="auto, online, offline or disabled")
     wandb_project: str = Field("tinybeauty", min_length=1, description="the dashboard's project")
 
 
@@ -219,7 +219,7 @@ def missing_decibels(pred: Tensor, target: Tensor) -> Tensor:
         pred: (B, 3, H, W), not necessarily clamped.
         target: (B, 3, H, W) in [0, 1].
 
-    Source: Chen et al., "HINet", 2021, arXiv 2105.06086, without the bound of 60 dB.
+    Source: Chen et al., "HINet", 2021, arXiv 2105.06086, without the bound: theirs has no end.
     """
     mean_squared_error = (pred.float() - target.float()).square().mean((1, 2, 3))
     # The 1 makes 60 dB a soft end: the loss does not fall below 0, and its gradient stays finite.
@@ -331,7 +331,7 @@ def psnr(mean_squared_error: Tensor) -> Tensor:
 def evaluate(
     model: nn.Module, pairs: MakeupPairs, criterion: MakeupLoss, device: torch.device
 ) -> dict[str, float]:
-    """Return the metrics `val/...` of README's glossary: per image in float32, then the mean over images.
+    """Return `val/...` of tinybeauty_model/README.md: per image in float32, then the mean over images.
 
     `val/psnr_eyes` is over the pairs that have an eye mask, NaN where none has.
 
@@ -434,7 +434,7 @@ class Run:
 
     def watch_plateau(self, val_loss: float) -> None:
         """Drop the learning rate from the next step on where `val_loss` has stalled; not in a warm-up."""
-        group = self.optimizer.param_groups[0]
+        group = self.optimizer.param_groups[0]  # where the scheduler lowers its rate, a drop is due
         before = group["lr"]
         if self.progress.global_step >= self.config.warmup_steps:
             self.scheduler.step(val_loss)
@@ -532,7 +532,7 @@ def measure(run: Run, val_set: MakeupPairs, epoch: int) -> tuple[TinyBeauty, dic
 def write_epoch(
     run: Run, network: TinyBeauty, shipped: bytes, beaten: list[str], val_set: MakeupPairs, output: OutputDir
 ) -> Path | None:
-    """Write what the last epoch leaves behind, but for the state; return the sample grid, if it is time."""
+    """Write what a finished epoch leaves behind, but for the state; return its sample grid, if one is due."""
     config, epoch = run.config, run.progress.epoch
     for name in beaten:
         output.save(name, shipped)

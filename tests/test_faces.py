@@ -20,19 +20,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tinybeauty.alignment import align, find_quad, find_square, find_way_back
 from tinybeauty.errors import LeftOut, UserError
 from tinybeauty.face_models import FILES, FaceModels, fetch_face_models, find_bad_files, find_cache
 from tinybeauty.faces import (
     Face,
-    align,
     check_colours,
     check_face,
     check_shape,
     check_sharpness,
     find_faces,
-    find_quad,
-    find_square,
-    find_way_back,
     track,
 )
 

@@ -119,9 +119,7 @@ def lock_folder(folder: Path, wait: bool = False) -> Iterator[None]:
             lock.acquire(timeout=0)
     except Timeout:
         if not wait:
-            raise UserError(
-                f"another run is writing into {folder}; wait, or choose another output_dir"
-            ) from None
+            raise UserError(f"another run is writing into {folder}; wait, or choose another folder") from None
         print(f"          waiting for another run that writes into {folder}", flush=True)
         lock.acquire()
     except (OSError, NotImplementedError, UserWarning) as error:

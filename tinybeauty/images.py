@@ -1,4 +1,4 @@
-"""The one reader of pictures, for training, preparing and applying; the one lister of a folder."""
+"""The one reader of pictures to learn from; the one lister of a folder. photos.py reads those to edit."""
 
 from __future__ import annotations
 
