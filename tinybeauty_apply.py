@@ -34,7 +34,7 @@ from tinybeauty.blending import SIDE, Request, choose_faces, find_residual
 from tinybeauty.errors import LeftOut, Parser, UserError, find_similar, run_command
 from tinybeauty.face_models import FaceModels, fetch_face_models, load_face_models
 from tinybeauty.faces import MIN_SIDE, check_colours
-from tinybeauty.files import lock_folder, make_folder
+from tinybeauty.files import lock_folder, make_folder, path_flag
 from tinybeauty.photos import Photo
 from tinybeauty.workers import count_cores, run_jobs
 
@@ -219,8 +219,9 @@ def find_look(look: str) -> Path:
     Raises:
         UserError: there is none of that name.
     """
-    if look.endswith(".pt") or Path(look).is_file():
-        return Path(look)  # whether it is there, and a network, is said where it is loaded
+    path = path_flag(look)
+    if look.endswith(".pt") or path.is_file():
+        return path  # whether it is there, and a network, is said where it is loaded
     known = sorted(path.stem for path in LOOKS.glob("*.pt"))
     if look not in known:
         similar = find_similar(look, known)
@@ -243,11 +244,11 @@ def read_number(kind: type, low: float, high: float, text: str) -> float:
 def parse_flags(argv: list[str]) -> argparse.Namespace:
     """Return the command line's flags."""
     strength, pixels = partial(read_number, float, 0, 1.5), partial(read_number, int, MIN_SIDE, 10_000)
-    parser = Parser(description=__doc__.split("\n")[0], allow_abbrev=False, epilog="README.md says more.")
+    parser = Parser(__doc__, epilog="README.md says more.")
     add = parser.add_argument
-    add("inputs", nargs="+", type=Path, metavar="PHOTO|FOLDER|VIDEO")
+    add("inputs", nargs="+", type=path_flag, metavar="PHOTO|FOLDER|VIDEO")
     add("--look", required=True, help="one that ships (natural, evening, bold) or the path of a .pt file")
-    add("--out", required=True, type=Path, metavar="FOLDER", help="where the results go")
+    add("--out", required=True, type=path_flag, metavar="FOLDER", help="where the results go")
     add("--strength", type=strength, default=1.0, help="of everything, 0 to 1.5; default 1")
     for part in ("lips", "eyes", "skin"):
         add(f"--{part}", type=strength, default=1.0, help="of this part alone, 0 to 1.5; default 1")
@@ -255,7 +256,7 @@ def parse_flags(argv: list[str]) -> argparse.Namespace:
     add("--smallest", type=pixels, default=MIN_SIDE, metavar="PX",
         help=f"side of the square around a face; smaller ones stay bare; default {MIN_SIDE}")  # fmt: skip
     add("--compare", action="store_true", help="write before and after side by side, as NAME_compare")
-    add("--face_models", type=Path, metavar="FOLDER", help="with the models that find faces, if offline")
+    add("--face_models", type=path_flag, metavar="FOLDER", help="with the models that find faces, if offline")
     add("--workers", type=partial(read_number, int, 1, 1024), default=count_cores(),
         help="photos at a time; default %(default)s")  # fmt: skip
     return parser.parse_args(argv)

@@ -30,9 +30,11 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
+import tinybeauty  # noqa: F401  before torch: it says how threads wait
+
+# isort: split
 import torch
 import torch.nn.functional as F
-import yaml
 from pydantic import Field
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
@@ -40,13 +42,15 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from tinybeauty import devices, reporting, runs, settings, shipping
-from tinybeauty.cache import PixelCache, choose_cache_dir, decode_pairs
-from tinybeauty.devices import ALONE, Team
-from tinybeauty.errors import Parser, Stopped, UserError, run_command
+from tinybeauty.cache import PixelCache, choose_cache_dir, read_pairs
+from tinybeauty.devices import Team
+from tinybeauty.errors import Parser, UserError, run_command
 from tinybeauty.layers import ConvNormReLU, Upsample, count_multiply_adds, count_parameters, separable
-from tinybeauty.pairs import Pair, PersonPattern, draw_demo_pairs, find_pairs, split_pairs
-from tinybeauty.runs import FINAL, NETWORKS, OutputDir, Progress, StopRequest, check_finite
-from tinybeauty.tracking import Tracker, WandbMode
+from tinybeauty.pairs import Pair, PersonPattern, draw_demo_pairs, lacks_demo
+from tinybeauty.progress import FINAL, Progress
+from tinybeauty.runs import OutputDir, StopRequest, check_finite
+from tinybeauty.settings import Folder, FolderOrNothing
+from tinybeauty.tracking import Tracker, WandbMode, find_trial
 from tinybeauty.workers import read_ahead
 
 HERE = Path(__file__).resolve().parent
@@ -61,12 +65,12 @@ class Config(settings.Settings):
     """Every hyperparameter once, checked. `config.yaml` lists the same keys with the same defaults."""
 
     # data
-    data_dir: str = Field(DEMO_DIR, min_length=1, description="folder with source/, target/, eye_mask/")
+    data_dir: Folder = Field(DEMO_DIR, description="folder with source/, target/, eye_mask/")
     image_size: int = Field(256, ge=16, le=1024, multiple_of=8, description="pixels a side")
     val_fraction: float = Field(0.1, gt=0, lt=1, description="share of the people held out for validation")
     person_pattern: PersonPattern = Field("(.+)", description="regex on the stem; group 1 is the person")
     skip_bad_pairs: bool = Field(False, description="leave out pairs that cannot be read, do not stop")
-    cache_dir: str = Field("auto", description="of decoded pairs; auto: beside them; '': in memory")
+    cache_dir: FolderOrNothing = Field("auto", description="of decoded pairs; auto: beside them; '': memory")
     flip: bool = Field(True, description="mirror half of the training pairs, another half each epoch")
     # training
     epochs: int = Field(50, ge=1, description="passes over the training pairs")
@@ -81,7 +85,7 @@ class Config(settings.Settings):
     psnr_weight: float = Field(0.0, ge=0, description="weight of the missing decibels of PSNR")
     seed: int = Field(42, ge=0, lt=2**32, description="same seed, same machine, same bytes (CPU)")
     # output
-    output_dir: str = Field("tinybeauty_model", min_length=1, description="folder for all a run writes")
+    output_dir: Folder = Field("tinybeauty_model", description="folder for all a run writes")
     sample_every: int = Field(5, ge=1, description="epochs between sample grids")
     max_model_bytes: int = Field(100_000, ge=1, description="a warning says so when a .pt is larger")
     # device
@@ -385,7 +389,7 @@ class Run:
         self.config, self.device, self.dtype, self.team = config, device, dtype, team
         self.model = self.network = model.to(device, memory_format=torch.channels_last)
         self.average = copy.deepcopy(model)
-        if config.compile:
+        if config.compile and devices.can_compile(device):
             self.model.compile()
         if team.size > 1:
             self.network = nn.parallel.DistributedDataParallel(model, broadcast_buffers=False)
@@ -399,7 +403,7 @@ class Run:
 
     def learning_rate(self, step: int) -> float:
         """Return Adam's learning rate in a step, 1 for the first: a warm-up, then drops at plateaus."""
-        rate = self.config.learning_rate * self.progress.lr_scale
+        rate = self.config.learning_rate * self.config.lr_factor**self.progress.drops
         if step < self.config.warmup_steps:
             rate = rate * step / self.config.warmup_steps
         return rate
@@ -434,8 +438,7 @@ class Run:
         before = group["lr"]
         if self.progress.global_step >= self.config.warmup_steps:
             self.scheduler.step(val_loss)
-        if group["lr"] < before:
-            self.progress.lr_scale *= self.config.lr_factor
+        self.progress.drops += group["lr"] < before
 
     def state(self) -> dict[str, Any]:
         """Return all that a resume needs, but for the settings and the pairs."""
@@ -451,21 +454,17 @@ class Run:
         """Go back to a state; where settings differ from those before, the new ones take effect.
 
         Raises:
-            UserError: more epochs are done than the settings ask for.
+            UserError: more epochs are done or begun than the settings ask for.
         """
-        config, progress = self.config, Progress(**state["progress"])
-        if progress.epoch > config.epochs:
-            raise UserError(f"this run has done {progress.epoch} epochs, more than epochs: {config.epochs}")
-        self.progress = progress
+        config, self.progress = self.config, Progress.restore(state, before, self.config.epochs)
         for name in ("model", "average", "optimizer", "scheduler"):
             getattr(self, name).load_state_dict(state[name])
         self.scheduler.factor, self.scheduler.patience = config.lr_factor, config.lr_patience
-        if "lr_scale" not in state["progress"] and progress.global_step > before["warmup_steps"]:
-            progress.lr_scale = self.optimizer.param_groups[0]["lr"] / before["learning_rate"]
         if config.learning_rate != before["learning_rate"]:
-            progress.lr_scale = 1.0
+            self.progress.drops = 0
         if any(getattr(config, key) != before[key] for key in LOSS_WEIGHTS):
-            progress.best_loss = self.scheduler.best = math.inf  # those before are of another loss
+            self.scheduler.best = math.inf
+            self.progress.forget_losses()
 
 
 # --- Training -----------------------------------------------------------------------------------------
@@ -482,7 +481,8 @@ def train_one_epoch(
     config, progress, team = run.config, run.progress, run.team
     run.model.train()
     # Order and flips depend on (seed, epoch) alone: a run that is continued sees what it would have seen.
-    generator = torch.Generator().manual_seed(config.seed * 1_000_003 + epoch)
+    progress.order_seed = progress.order_seed if progress.pairs_done else config.seed
+    generator = torch.Generator().manual_seed(progress.order_seed * 1_000_003 + epoch)
     order = torch.randperm(len(pairs), generator=generator)
     flipped = torch.rand(len(pairs), generator=generator) < (0.5 if config.flip else 0.0)
     so_far = progress.sums if team.leads else {}  # they are the team's
@@ -500,6 +500,7 @@ def train_one_epoch(
         for name in LOSSES:
             sums[name] += losses[name].detach() * len(share)
         progress.pairs_done += len(batch)
+        progress.summed += len(batch)
         bar.update()
         if time.perf_counter() - shown > 0.5:  # reading the loss waits for the device: not in every step
             shown = time.perf_counter()
@@ -515,7 +516,7 @@ def train_one_epoch(
     # A bad gradient shows in the weights.
     check_finite(progress.sums["loss"] + weights, epoch, config.learning_rate)
     speed = (progress.pairs_done - first) / (time.perf_counter() - start)
-    means = {f"train/{name}": total / len(pairs) for name, total in progress.sums.items()}
+    means = {f"train/{name}": total / (progress.summed or math.nan) for name, total in progress.sums.items()}
     return means | {"time/images_per_s": speed}
 
 
@@ -550,7 +551,7 @@ def write_epoch(
 def save_state(run: Run, checksums: dict[str, int], output: OutputDir) -> None:
     """Write what `--resume` reads, and the settings; `checksums` of the pairs show when others are given."""
     used = run.config.model_dump()
-    output.save("config.yaml", yaml.safe_dump(used, sort_keys=False).encode())
+    output.save_settings(used)
     output.save(runs.STATE_FILE, shipping.pack_state({"config": used, "checksums": checksums} | run.state()))
 
 
@@ -561,13 +562,12 @@ def resume_run(run: Run, checksums: dict[str, int], output: OutputDir) -> None:
         UserError: its state is damaged, or a setting or the pairs do not allow to go on.
     """
     fixed = ("image_size", "val_fraction", "person_pattern")
-    defaults, now = Config().model_dump(), run.config.model_dump()
-    state, before = runs.read_state(output.path, defaults, now, fixed, checksums)
+    state, before = runs.read_state(output.path, run.config, fixed, checksums)
     with shipping.name_damaged(output.path / runs.STATE_FILE):
         run.restore(state, before)
     run.progress.forget_missing(output.path)
-    epoch, done = run.progress.epoch + 1, run.progress.pairs_done
-    print(f"resume    epoch {epoch} of {run.config.epochs}, {done:,} of its pairs are done")
+    rate = run.learning_rate(run.progress.global_step + 1)
+    print(f"resume    {run.progress.describe(run.config.epochs)}; the learning rate is {rate:g}")
 
 
 def train_epochs(
@@ -581,6 +581,10 @@ def train_epochs(
     """
     config, progress, team = run.config, run.progress, run.team
     checksums = train_set.checksums | val_set.checksums
+    if progress.epoch == config.epochs:  # an edit may have made the last epoch the one that was done
+        network, _, shipped = measure(run, val_set, progress.epoch)
+        if team.leads and runs.read_epoch(output.path / FINAL) != progress.epoch:
+            write_epoch(run, network, shipped, [], val_set, output)
     first, started = progress.epoch + 1, time.perf_counter()
     total = (config.epochs - progress.epoch) * math.ceil(len(train_set) / config.batch_size)
     total -= math.ceil(progress.pairs_done / config.batch_size)
@@ -618,22 +622,21 @@ def load_data(config: Config) -> tuple[MakeupPairs, MakeupPairs]:
         UserError: names the files that are missing or cannot be read; the cache cannot be written.
     """
     data_dir = Path(config.data_dir)
-    if config.data_dir == DEMO_DIR and not data_dir.exists():
-        print(f"{DEMO_DIR} does not exist yet: drawing demo pairs (your own: --data_dir FOLDER)", flush=True)
+    if lacks_demo(data_dir, (Path(DEMO_DIR), HERE / DEMO_DIR)):
+        print(f"{data_dir} does not exist yet: drawing demo pairs (your own: --data_dir FOLDER)", flush=True)
         draw_demo_pairs(HERE / "data" / "make_demo.py", data_dir)
-    parts = split_pairs(find_pairs(data_dir), config.val_fraction, config.person_pattern)
     folder = choose_cache_dir(config.cache_dir, data_dir)
-    cache = decode_pairs([*parts[0], *parts[1]], config.image_size, folder, config.skip_bad_pairs)
-    train_set, val_set = (MakeupPairs(part, cache) for part in parts)
-    if not (len(train_set) and len(val_set)):
-        raise UserError("without the pairs that cannot be read, none are left to train on or validate with")
+    train_pairs, val_pairs, cache = read_pairs(
+        data_dir, config.image_size, folder, config.skip_bad_pairs, config.val_fraction, config.person_pattern
+    )
+    train_set, val_set = MakeupPairs(train_pairs, cache), MakeupPairs(val_pairs, cache)
     masks = int(train_set.has_mask.sum() + val_set.has_mask.sum())
     print(reporting.describe_data(config.data_dir, len(train_set), len(val_set), masks))
     print(f"          decoded into {folder or 'memory'}, {cache.pixels.nbytes / 1e6:,.0f} MB")
     return train_set, val_set
 
 
-def train(config: Config, resume: bool = False, overwrite: bool = False, team: Team = ALONE) -> None:
+def train(config: Config, resume: bool, overwrite: bool, team: Team, tracker: Tracker) -> None:
     """Train as configured and write everything into `output_dir`.
 
     Args:
@@ -641,6 +644,7 @@ def train(config: Config, resume: bool = False, overwrite: bool = False, team: T
         resume: go on with the run in `output_dir`.
         overwrite: delete the run in `output_dir` and start anew.
         team: the processes that train together.
+        tracker: one that has not begun; the caller ends it.
 
     Raises:
         UserError: the data, the device or the output folder are not usable, or the loss is not finite.
@@ -648,7 +652,7 @@ def train(config: Config, resume: bool = False, overwrite: bool = False, team: T
     """
     devices.keep_freed_memory()
     device, dtype = devices.choose_device(config.device, config.precision, team)
-    with runs.open_output_dir(Path(config.output_dir), resume, overwrite, HERE, team.leads) as output:
+    with runs.open_output_dir(config, resume, overwrite, HERE, team.leads) as output:
         with team.local_first():  # it draws and decodes for all
             train_set, val_set = load_data(config)
         train_set.move_to(device)
@@ -660,40 +664,34 @@ def train(config: Config, resume: bool = False, overwrite: bool = False, team: T
         multiply_adds = count_multiply_adds(run.model, config.image_size) / 1e6
         print(f"model     {parameters:,} parameters, {multiply_adds:,.0f} million multiply-adds an image")
         facts = config.model_dump() | {"model/parameters": parameters}
-        mode = config.wandb_mode if team.leads else "disabled"
-        with Tracker(mode, config.wandb_project, output.path, facts, run.progress.wandb_id) as tracker:
-            run.progress.wandb_id = tracker.run_id
-            print(f"tracking  {tracker.describe()}")
-            print("psnr is on people held out, in brackets the gain over leaving their faces as they are")
-            sys.stdout.flush()
-            train_epochs(run, train_set, val_set, output, tracker)
-            if team.leads:
-                paths = [output.path / name for name in NETWORKS if (output.path / name).exists()]
-                took = f"{config.epochs} epochs in {run.progress.seconds:.0f} s"
-                reporting.print_summary(paths, config.max_model_bytes, took)
-                tracker.log_files(paths)
+        run.progress.wandb_id = tracker.start(facts, run.progress.wandb_id, team.leads)
+        print(f"tracking  {tracker.describe()}")
+        print("psnr is on people held out, in brackets the gain over leaving faces as they are", flush=True)
+        train_epochs(run, train_set, val_set, output, tracker)
+        if team.leads:
+            tracker.log_files(reporting.print_summary(output.path, config.max_model_bytes, run.progress))
 
 
 # --- Command line -------------------------------------------------------------------------------------
-def run_training(argv: list[str]) -> None:
+def run_training(argv: list[str], tracker: Tracker) -> None:
     """Train as the command line says; raises what `train` does, and says how to go on after a stop."""
-    parser = Parser(description=__doc__.split("\n")[0], allow_abbrev=False, epilog="README.md says more.")
+    parser = Parser(__doc__, epilog="README.md says more.")
     parser.add_argument("--resume", action="store_true", help="go on with the run in output_dir")
     parser.add_argument("--overwrite", action="store_true", help="delete the run in output_dir, start anew")
-    config, flags = settings.read_settings(parser, Config, argv, default=HERE / "config.yaml")
+    trial = find_trial()
+    config, flags = settings.read_settings(parser, Config, argv, HERE / "config.yaml", trial.values)
     if flags.resume and flags.overwrite:
         raise UserError("--resume goes on with a run, --overwrite deletes it: give one of them")
-    try:
-        with devices.join_team() as team:
-            train(config, flags.resume, flags.overwrite, team)
-    except Stopped as stopped:
-        go_on = runs.describe_resume(argv)
-        raise Stopped(f"{stopped}; go on with: {go_on}", stopped.signal_number) from None
+    config, flags.resume, argv = runs.settle_trial(trial.folder, config, flags.resume, argv)
+    with runs.say_how_to_go_on(argv), devices.join_team() as team, tracker:
+        train(config, flags.resume, flags.overwrite, team, tracker)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; return the exit code."""
-    return run_command(run_training, argv, interrupted="stopped at once; a state saved before is intact")
+    tracker = Tracker()
+    code = run_command(lambda words: run_training(words, tracker), argv, runs.INTERRUPTED)
+    return tracker.finish(code)  # after all that a person needs is printed: it may wait
 
 
 if __name__ == "__main__":

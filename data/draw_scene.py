@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `python data/
 from make_demo import draw_pair
 
 from tinybeauty.errors import Parser, UserError, one_line, run_command
+from tinybeauty.files import path_flag
 
 Array = np.ndarray
 SEED = 42  # of make_demo's faces
@@ -28,7 +29,7 @@ PEOPLE = ((0, 0.22, 0.24, 0.26, 3), (3, 0.52, 0.22, 0.26, 4), (6, 0.80, 0.25, 0.
           (2, 0.36, 0.42, 0.33, 24), (7, 0.69, 0.45, 0.33, -3))  # fmt: skip
 
 
-def cut_out(index: int, size: int) -> Image.Image:
+def cut_person(index: int, size: int) -> Image.Image:
     """Return one drawn person without a backdrop, RGBA, `size` wide; the body goes on below."""
     dark, light = (draw_pair(index, size, SEED, grey)[0].astype(np.float32) for grey in (0.25, 0.75))
     through = ((light - dark).mean(2, keepdims=True) / 127.5).clip(0, 1)  # how much of the backdrop shows
@@ -77,7 +78,7 @@ def draw_scene(width: int) -> Image.Image:
     scene = draw_garden(width, height)
     for index, x, y, size, tilt in PEOPLE:
         side = round(size * width / 8) * 8
-        person = cut_out(index, side)
+        person = cut_person(index, side)
         middle = (side, 0.55 * side)  # of the face: it turns about it
         person = person.rotate(tilt, Image.Resampling.BICUBIC, center=middle)
         scene.paste(person, (round(x * width - middle[0]), round(y * width - middle[1])), person)
@@ -85,10 +86,10 @@ def draw_scene(width: int) -> Image.Image:
     return Image.fromarray((np.asarray(scene) + noise).clip(0, 255).astype(np.uint8))
 
 
-def draw(argv: list[str]) -> None:
+def run_drawing(argv: list[str]) -> None:
     """Run the command line; raises UserError."""
-    parser = Parser(description=__doc__.split("\n")[0], allow_abbrev=False)
-    parser.add_argument("out", type=Path, help="where the picture goes; its name says in which format")
+    parser = Parser(__doc__)
+    parser.add_argument("out", type=path_flag, help="where the picture goes; its name says in which format")
     parser.add_argument("--width", type=int, default=1600, help="pixels, 400 to 6400 (default: 1600)")
     flags: argparse.Namespace = parser.parse_args(argv)
     if not 400 <= flags.width <= 6400:
@@ -101,7 +102,7 @@ def draw(argv: list[str]) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; return the exit code."""
-    return run_command(draw, argv, "stopped; nothing was written")
+    return run_command(run_drawing, argv, "stopped; nothing was written")
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `python data/
 from makeup import lay_colour, smooth
 
 from tinybeauty.errors import Parser, UserError, run_command
+from tinybeauty.files import path_flag
 from tinybeauty.workers import count_cores, run_jobs
 
 Array = np.ndarray
@@ -913,13 +914,14 @@ def parse_flags(argv: list[str]) -> argparse.Namespace:
         UserError: a flag is unknown or out of range.
     """
     parser = Parser(
-        description="Draw demo pairs: bare faces and the same faces made up.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False,
-    )  # fmt: skip
+        "Draw demo pairs: bare faces and the same faces made up.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
     parser.add_argument("--count", type=int, default=400, help="pairs to draw, 1 to 9999")
     parser.add_argument("--size", type=int, default=256, help="pixels, a multiple of 8 from 64 to 1024")
     parser.add_argument("--seed", type=int, default=42, help="another seed draws other faces")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "demo", help="folder to create")
+    demo = Path(__file__).parent / "demo"
+    parser.add_argument("--out", type=path_flag, default=demo, help="folder to create")
     flags = parser.parse_args(argv)
     if not 1 <= flags.count <= 9999:
         raise UserError(f"--count must be from 1 to 9999, got {flags.count}")

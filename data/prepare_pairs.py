@@ -36,8 +36,8 @@ from tinybeauty.alignment import Array, align
 from tinybeauty.errors import LeftOut, Parser, UserError, list_some, run_command
 from tinybeauty.face_models import fetch_face_models, load_face_models
 from tinybeauty.faces import check_colours, check_face, check_shape, check_sharpness, find_faces
-from tinybeauty.files import make_folder, save_bytes
-from tinybeauty.images import IMAGE_SUFFIXES, READER, list_images, open_image
+from tinybeauty.files import make_folder, path_flag, save_bytes
+from tinybeauty.images import IMAGE_SUFFIXES, READER, list_images, list_unread, open_image
 from tinybeauty.landmarks import UPPER_LID, read_landmarks
 from tinybeauty.workers import count_cores, run_jobs
 
@@ -249,8 +249,16 @@ def list_photos(folder: Path) -> list[Path]:
     """
     photos = list(list_images(folder).values())
     if not photos:
-        raise UserError(f"{folder} holds no images ({' '.join(sorted(IMAGE_SUFFIXES))})")
+        unread = list_some(path.name for path in list_unread(folder))
+        others = f"; {unread}: save them as PNG or JPEG" if unread else ""
+        raise UserError(f"{folder} holds no images ({' '.join(sorted(IMAGE_SUFFIXES))}){others}")
     return photos
+
+
+def name_unread(folder: Path) -> list[Result]:
+    """Return a result for each picture of a kind that is not read: it is left out."""
+    reason = "not read: {} pictures are not supported, save it as PNG or JPEG"
+    return [Result([], [(path.name, reason.format(path.suffix))]) for path in list_unread(folder)]
 
 
 def get_models(photos: list[Path], face_models: Path | None) -> Path | None:
@@ -334,15 +342,16 @@ def parse_flags(argv: list[str]) -> argparse.Namespace:
     Raises:
         UserError: a flag is unknown, out of range or missing.
     """
-    parser = Parser(
-        description=__doc__.split("\n")[0], allow_abbrev=False, epilog="data/README.md says more."
-    )
-    parser.add_argument("photos", type=Path, nargs="?", metavar="PHOTOS", help="folder of photos")
+    parser = Parser(__doc__, epilog="data/README.md says more.")
+    parser.add_argument("photos", type=path_flag, nargs="?", metavar="PHOTOS", help="folder of photos")
     parser.add_argument("--look", default="evening", help="name of a look (default: %(default)s)")
     parser.add_argument(
-        "--looks", type=Path, default=HERE / "looks.yaml", help="file of looks (default: data/looks.yaml)"
+        "--looks",
+        type=path_flag,
+        default=HERE / "looks.yaml",
+        help="file (default: data/looks.yaml)",
     )
-    parser.add_argument("--out", type=Path, help="folder for the pairs (default: data/LOOK)")
+    parser.add_argument("--out", type=path_flag, help="folder for the pairs (default: data/LOOK)")
     parser.add_argument(
         "--size", type=int, default=512, help="pixels, a multiple of 8 (default: %(default)s)"
     )
@@ -350,10 +359,13 @@ def parse_flags(argv: list[str]) -> argparse.Namespace:
         "--workers", type=int, default=min(count_cores(), 32), help="processes (default: one a core)"
     )
     parser.add_argument(
-        "--masks-only", type=Path, metavar="DATA_DIR", help="add eye_mask/ to pairs without it"
+        "--masks-only", type=path_flag, metavar="DATA_DIR", help="add eye_mask/ to pairs without it"
     )
     parser.add_argument(
-        "--face_models", type=Path, metavar="FOLDER", help="models that find faces (default: fetched once)"
+        "--face_models",
+        type=path_flag,
+        metavar="FOLDER",
+        help="models that find faces (default: fetched once)",
     )
     flags = parser.parse_args(argv)
     if flags.size % 8 or not 64 <= flags.size <= 1024:
@@ -388,7 +400,7 @@ def prepare_pairs(
     for path in paths:
         taken = frozenset(stem for stem in stems if re.fullmatch(rf"{re.escape(path.stem)}_\d+", stem))
         jobs.append(Job(path, out, groups, size, models, settings, taken))
-    results = run_jobs(make_pairs, jobs, workers, f"putting {look} on")
+    results = run_jobs(make_pairs, jobs, workers, f"putting {look} on") + name_unread(photos)
     lines = save_report(out, results)
     names = [name for result in results for name in result.names]
     if not names:
@@ -429,7 +441,7 @@ def add_masks(data_dir: Path, workers: int, face_models: Path | None) -> str:
     models = get_models(lacking, face_models)
     make_folders(data_dir, ("eye_mask",))
     jobs = [Job(path, data_dir, {}, 0, models) for path in lacking]
-    results = run_jobs(add_mask, jobs, workers, "drawing eye masks")
+    results = run_jobs(add_mask, jobs, workers, "drawing eye masks") + name_unread(data_dir / "source")
     lines = save_report(data_dir, results)
     made = sum(len(result.names) for result in results)
     if not made:

@@ -302,7 +302,7 @@ def train_candidate(
     with StopRequest() as stop, tqdm(disable=True) as steps, bar:
         for epoch in range(1, config.epochs + 1):
             program.train_one_epoch(run, train_set, epoch, stop, steps)
-            run.progress.pairs_done, run.progress.sums = 0, {}
+            run.progress.pairs_done = 0  # as at the end of an epoch
             if stop.asked(ALONE):
                 sys.exit(f"stopped in {name}")
             shipped = ship(run.average, name).to(device, memory_format=torch.channels_last)

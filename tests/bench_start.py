@@ -46,7 +46,7 @@ def train_from(start: str, config: program.Config, train_set, val_set) -> list[f
     with StopRequest() as stop, tqdm(disable=True) as bar:
         for epoch in range(1, config.epochs + 1):
             program.train_one_epoch(run, train_set, epoch, stop, bar)
-            run.progress.pairs_done, run.progress.sums = 0, {}
+            run.progress.pairs_done = 0  # as at the end of an epoch
             if stop.asked(ALONE):
                 sys.exit(f"stopped in {start}")
             network = shipping.unpack(shipping.pack(run.model), program.TinyBeauty()).to(device)

@@ -116,7 +116,7 @@ class Ours:
     def train_one_epoch(self) -> int:
         """Train; return the number of images."""
         self.epoch += 1
-        self.run.progress.pairs_done, self.run.progress.sums = 0, {}
+        self.run.progress.pairs_done = 0  # as at the end of an epoch
         program.load_batches = self._load_and_time
         with StopRequest() as stop, tqdm(disable=True) as bar:
             program.train_one_epoch(self.run, self.train_set, self.epoch, stop, bar)

@@ -155,6 +155,7 @@ def one_error(call_main):
 FEW_FACES = """\
 import sys
 
+from draw_many import *
 from draw_many import main
 
 if __name__ == "__main__":

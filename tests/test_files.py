@@ -15,6 +15,7 @@ from tinybeauty.cache import decode_pairs
 from tinybeauty.errors import UserError
 from tinybeauty.files import lock_folder, make_folder, save_bytes
 from tinybeauty.pairs import find_pairs
+from tinybeauty.tracking import Tracker
 from tinybeauty_training import run_training
 
 
@@ -54,7 +55,7 @@ def save_the_cache(folder: Path, demo: Path) -> None:
 
 def train(folder: Path, demo: Path) -> None:
     flags = ["--data_dir", str(demo), "--output_dir", str(folder), "--cache_dir", "", "--epochs", "1"]
-    run_training([*flags, *SMALL, "--overwrite"])
+    run_training([*flags, *SMALL, "--overwrite"], Tracker())
 
 
 PICTURE, CONFIG, CSV = "samples_epoch_001.png", "config.yaml", "metrics.csv"

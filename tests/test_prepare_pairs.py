@@ -308,6 +308,24 @@ def test_photos_without_landmarks_need_the_face_models(photos, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_pictures_of_kinds_that_are_not_read_are_named(photos, tmp_path):
+    mine = tmp_path / "photos"
+    shutil.copytree(photos, mine)
+    for name in ("b.heic", "a.TIFF", ".hidden.heic", "notes.txt"):
+        (mine / name).write_bytes(b"II*\0")
+    run = run_tool(mine, "--look", "evening", "--out", tmp_path / "out", "--size", 64)
+    assert run.returncode == 0, run.stderr
+    reasons = read_skipped(tmp_path / "out")
+    assert reasons["b.heic"] == "not read: .heic pictures are not supported, save it as PNG or JPEG"
+    assert set(reasons) >= {"a.TIFF", "b.heic"}
+    assert not {".hidden.heic", "notes.txt"} & set(reasons)
+    assert "2 not read" in run.stdout
+    only = tmp_path / "only"
+    only.mkdir()
+    (only / "b.heic").write_bytes(b"x")
+    assert "b.heic: save them as PNG or JPEG" in one_error(only, "--out", tmp_path / "none")
+
+
 def test_folders_that_hold_no_photos(tmp_path):
     texts = tmp_path / "texts"
     texts.mkdir()

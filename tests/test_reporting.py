@@ -8,8 +8,8 @@ import pytest
 import torch
 from conftest import read_rows
 
+from tinybeauty.progress import BEST_LOSS, BEST_PSNR, Progress
 from tinybeauty.reporting import describe_data, describe_drop, describe_epoch, print_summary, to_csv
-from tinybeauty.runs import BEST_LOSS, BEST_PSNR
 from tinybeauty.shipping import pack
 from tinybeauty_training import TinyBeauty
 
@@ -50,7 +50,7 @@ def test_pairs_without_masks_are_counted(masks, told):
 def test_a_network_that_is_no_better_than_nothing_is_said_aloud(tmp_path, capsys, gain):
     scores = {"val/psnr": 31.0 + gain, "val/psnr_source": 31.0, "val/psnr_gain": gain}
     torch.save(pack(TinyBeauty()) | {"epoch": 3, "metrics": scores}, tmp_path / BEST_LOSS)
-    print_summary([tmp_path / BEST_LOSS], 100_000, "3 epochs in 5 s")
+    assert print_summary(tmp_path, 100_000, Progress(epoch=3, seconds=5.2)) == [tmp_path / BEST_LOSS]
     out = capsys.readouterr().out
     assert f"{31.0 + gain:6.2f} dB       31.00 dB {gain:+6.2f} dB" in out
     assert ("no better than the untouched face" in out) == (gain <= 0)

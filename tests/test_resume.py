@@ -201,7 +201,7 @@ def test_a_state_from_before_a_setting_existed_goes_on(copy_run, call_main):
     [
         ([], [], [0.25, 0.125]),
         (["--lr_factor", 0.3], ["--lr_factor", 0.3], [0.09, 0.027]),
-        ([], ["--lr_factor", 0.1], [0.25, 0.025]),  # the drops there were stay what they were
+        ([], ["--lr_factor", 0.1], [0.01, 0.001]),  # the drops that there were count with it
         ([], ["--learning_rate", 2e-3], [10.0, 5.0]),
         (["--warmup_steps", 100], ["--warmup_steps", 100], [0.08, 0.1]),
         (["--warmup_steps", 5], ["--warmup_steps", 5], [1.0, 0.5]),
@@ -218,7 +218,7 @@ def test_the_learning_rate_goes_on(demo, tmp_path, call_main, older, then, now, 
     assert call_main(*argv, "--epochs", 3, *then)[0] == 0
     if older:
         state = torch.load(tmp_path / STATE, weights_only=True)
-        del state["progress"]["lr_scale"]
+        del state["progress"]["drops"]
         torch.save(state, tmp_path / STATE)
     code, _, stderr = call_main(*argv, "--epochs", 5, "--resume", *now)
     assert code == 0, stderr

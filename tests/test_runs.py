@@ -1,21 +1,22 @@
-"""What surrounds a run: its output folder, its best values, what a resume refuses, requests to stop."""
+"""What surrounds a run: its output folder, what a resume refuses, requests to stop."""
 
 from __future__ import annotations
 
 import math
 import os
 import signal
+from pathlib import Path
 
 import pytest
+import yaml
 
 from tinybeauty.devices import ALONE
 from tinybeauty.errors import UserError
+from tinybeauty.progress import BEST_LOSS, BEST_PSNR
 from tinybeauty.runs import (
-    BEST_LOSS,
-    BEST_PSNR,
+    EFFECTS,
     STATE_FILE,
     OutputDir,
-    Progress,
     StopRequest,
     check_edits,
     check_finite,
@@ -23,46 +24,7 @@ from tinybeauty.runs import (
     describe_resume,
     open_output_dir,
 )
-
-# --- how far a run is -------------------------------------------------------------------------------
-
-
-def make_row(epoch: int, loss: float, psnr: float) -> dict[str, float]:
-    return {"epoch": epoch, "val/loss": loss, "val/psnr": psnr, "time/epoch_s": 1.5}
-
-
-def test_a_finished_epoch_says_what_it_is_the_best_for():
-    progress = Progress(pairs_done=7, sums={"loss": 1.0})
-    rows = [
-        (make_row(1, 0.5, 30.0), [BEST_LOSS, BEST_PSNR]),
-        (make_row(2, 0.4, 29.0), [BEST_LOSS]),
-        (make_row(3, 0.45, 31.0), [BEST_PSNR]),
-        (make_row(4, 0.4, 31.0), []),  # as good is not better: the earlier file stays
-    ]
-    for row, beaten in rows:
-        assert progress.finish_epoch(row) == beaten
-        assert (progress.epoch, progress.pairs_done, progress.sums) == (row["epoch"], 0, {})
-    assert (progress.best_loss, progress.best_psnr) == (0.4, 31.0)
-    assert progress.seconds == 6.0
-    assert progress.history == [row for row, _ in rows]
-
-
-def test_a_score_that_is_no_number_beats_nothing():
-    progress = Progress()
-    assert progress.finish_epoch(make_row(1, math.nan, math.nan)) == []
-    assert progress.finish_epoch(make_row(2, 0.5, 30.0)) == [BEST_LOSS, BEST_PSNR]
-    assert progress.finish_epoch(make_row(3, math.nan, math.nan)) == []
-    assert (progress.best_loss, progress.best_psnr) == (0.5, 30.0)
-
-
-@pytest.mark.parametrize("there", [[], [BEST_LOSS], [BEST_PSNR], [BEST_LOSS, BEST_PSNR]])
-def test_the_best_value_of_a_network_that_is_gone_is_forgotten(tmp_path, there):
-    for name in there:
-        (tmp_path / name).touch()
-    progress = Progress(best_loss=0.5, best_psnr=30.0)
-    progress.forget_missing(tmp_path)
-    assert progress.best_loss == (0.5 if BEST_LOSS in there else math.inf)
-    assert progress.best_psnr == (30.0 if BEST_PSNR in there else -math.inf)
+from tinybeauty_training import Config
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf, -math.inf])
@@ -83,8 +45,9 @@ def earlier(tmp_path):
     return tmp_path
 
 
-def open_folder(path, resume=False, overwrite=False, leads=True):
-    return open_output_dir(path, resume, overwrite, path / "program", leads)
+def open_folder(path, resume=False, overwrite=False, leads=True, program=Path("program")):
+    config = Config(output_dir=str(path), data_dir=str(path.parent / "faces"))
+    return open_output_dir(config, resume, overwrite, program, leads)
 
 
 def list_names(path):
@@ -134,9 +97,52 @@ def test_the_programs_own_folder_is_refused(tmp_path, way):
     (tmp_path / "out").mkdir()
     with (
         pytest.raises(UserError, match="folder of the program"),
-        open_output_dir(tmp_path / way, resume=False, overwrite=True, program=tmp_path, leads=True),
+        open_folder(tmp_path / way, overwrite=True, program=tmp_path),
     ):
         pass
+
+
+@pytest.mark.parametrize("kind", ["source", "target", "eye_mask", "source/mine"])
+def test_a_folder_of_pictures_is_refused(tmp_path, kind):
+    for name in ("source", "target", "eye_mask"):
+        (tmp_path / "faces" / name).mkdir(parents=True)
+    with (
+        pytest.raises(UserError, match="where data_dir has its pictures"),
+        open_output_dir(
+            Config(output_dir=str(tmp_path / "faces" / kind), data_dir=str(tmp_path / "faces")),
+            resume=False, overwrite=False, program=Path("program"), leads=True,
+        ),
+    ):  # fmt: skip
+        pass
+
+
+def test_a_person_s_own_files_stay(tmp_path, capsys):
+    """Whatever is named like a file of a run, but is none, is neither a run nor overwritten."""
+    own = {name: b"my own" for name in ("config.yaml", "tinybeauty_mine.pt", "samples_epoch_one.png")}
+    for name, content in own.items():
+        (tmp_path / name).write_bytes(content)
+    with open_folder(tmp_path) as output:
+        assert "config.yaml is your own and stays" in capsys.readouterr().out
+        output.save_settings({"epochs": 3})
+    with pytest.raises(UserError, match="holds a run already"), open_folder(tmp_path):
+        pass
+    with open_folder(tmp_path, overwrite=True) as output:
+        output.save_settings({"epochs": 4})
+    assert yaml.safe_load((tmp_path / "config_used.yaml").read_bytes()) == {"epochs": 4}
+    assert {name: (tmp_path / name).read_bytes() for name in own} == own
+
+
+def test_settings_that_a_run_has_written_are_replaced_until_a_person_edits_them(tmp_path):
+    path = tmp_path / "config.yaml"
+    output = OutputDir(tmp_path)
+    for epochs in (3, 4):
+        output.save_settings({"epochs": epochs})
+        assert yaml.safe_load(path.read_bytes()) == {"epochs": epochs}
+    edited = path.read_bytes().replace(b"4", b"5")
+    path.write_bytes(edited)
+    output.save_settings({"epochs": 6})
+    assert path.read_bytes() == edited
+    assert yaml.safe_load((tmp_path / "config_used.yaml").read_bytes()) == {"epochs": 6}
 
 
 def test_a_folder_has_one_run_at_a_time(tmp_path):
@@ -173,7 +179,12 @@ def test_edits_are_listed_or_refused(capsys):
     check_edits(before, before, fixed=("image_size",))
     assert capsys.readouterr().out == ""
     check_edits(before, before | {"epochs": 9, "seed": 2}, fixed=("image_size",))
-    assert capsys.readouterr().out == "changed   epochs: 3 then, 9 now\nchanged   seed: 1 then, 2 now\n"
+    assert capsys.readouterr().out == (
+        f"changed   epochs: 3 then, 9 now: {EFFECTS['epochs']}\n"
+        f"changed   seed: 1 then, 2 now: {EFFECTS['seed']}\n"
+    )
+    check_edits({"flip": True}, {"flip": False}, fixed=())
+    assert capsys.readouterr().out == "changed   flip: True then, False now\n"
     with pytest.raises(UserError, match="image_size: 64 then, 32 now"):
         check_edits(before, before | {"epochs": 9, "image_size": 32}, fixed=("image_size",))
     assert capsys.readouterr().out == ""

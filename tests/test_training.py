@@ -278,11 +278,11 @@ def test_the_learning_rate_follows_from_the_settings_the_drops_and_the_step():
     assert take_steps(run, 2) == [0.25e-3, 0.5e-3]
     for _ in range(3):
         run.watch_plateau(1.0)  # no better three times, but the rate is still rising
-    assert run.progress.lr_scale == 1
+    assert run.progress.drops == 0
     assert take_steps(run, 3) == [0.75e-3, 1e-3, 1e-3]
     for _ in range(3):
         run.watch_plateau(1.0)
-    assert run.progress.lr_scale == 0.25  # the first value seen is the best
+    assert run.progress.drops == 2  # the first value seen is the best
     assert take_steps(run, 2) == [0.25e-3, 0.25e-3]
     assert [run.learning_rate(step) for step in (1, 2, 4, 99)] == [0.0625e-3, 0.125e-3, 0.25e-3, 0.25e-3]
 

@@ -16,13 +16,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from PIL import Image
 from pydantic import BaseModel, Field, field_validator
 from tqdm import tqdm
 
-from tinybeauty.errors import UserError, list_some, one_line
+from tinybeauty.errors import UserError, list_some, one_line, readable
 from tinybeauty.files import lock_folder, make_folder, save_bytes
-from tinybeauty.images import describe_reader, read_image
-from tinybeauty.pairs import Pair
+from tinybeauty.images import describe_reader, read_resized
+from tinybeauty.oddities import LOOK, Signs, are_plausible, describe_oddities, find_unread, look_over
+from tinybeauty.pairs import Pair, join_problems, match_pairs, split_pairs
 
 DECODED_AT_ONCE = 64  # pairs; bounds the memory while decoding
 
@@ -38,6 +40,7 @@ class CachedPair(NamedTuple):
     row: int
     checksum: int  # CRC-32 of the pixels
     files: Files  # that it was decoded from
+    signs: Signs
 
 
 class Maker(BaseModel):
@@ -58,6 +61,8 @@ class CacheIndex(Maker):
     def _check_rows(cls, pairs: dict[str, CachedPair], info: Any) -> dict[str, CachedPair]:
         if not all(0 <= pair.row < info.data.get("rows", 0) for pair in pairs.values()):
             raise ValueError("rows that do not exist")
+        if not all(are_plausible(pair.signs) for pair in pairs.values()):
+            raise ValueError("signs that do not exist")
         return pairs
 
 
@@ -69,24 +74,49 @@ def describe_files(pair: Pair) -> Files:
             with suppress(OSError):  # a file that has just gone: decoding will say so
                 stat = path.stat()
                 times = stat.st_mtime_ns, stat.st_ctime_ns
-                described.append((path.name, stat.st_size, *times, stat.st_ino))
+                described.append((readable(path.name), stat.st_size, *times, stat.st_ino))
     return described
 
 
-def decode_pair(pair: Pair, image_size: int) -> tuple[np.ndarray, list[str]]:
-    """Return (H, W, 7) uint8 (source RGB, target RGB, eye mask; white without one) and what is wrong."""
+def describe_maker() -> str:
+    """Return what the rows and signs of a cache depend on besides the files."""
+    return f"look {LOOK}, {describe_reader()}"
+
+
+class Decoded(NamedTuple):
+    """What comes of one pair."""
+
+    pixels: np.ndarray  # (H, W, 7) uint8: source RGB, target RGB, eye mask (white without one)
+    problems: list[str]  # why it cannot be trained on
+    signs: Signs | None  # what is odd about it; None where there are problems
+
+
+def decode_pair(pair: Pair, image_size: int) -> Decoded:
+    """Read the files of a pair, or those that are there, and take one look at them."""
     pixels, problems = np.full((image_size, image_size, 7), 255, np.uint8), []
-    for path, mode, channels in (
-        (pair.source, "RGB", slice(0, 3)),
-        (pair.target, "RGB", slice(3, 6)),
-        (pair.eye_mask, "L", slice(6, 7)),
-    ):
+    images: list[Image.Image | None] = [None, None, None]
+    shapes = []
+    for place, (path, mode) in enumerate(((pair.source, "RGB"), (pair.target, "RGB"), (pair.eye_mask, "L"))):
         try:
             if path is not None:
-                pixels[:, :, channels] = read_image(path, mode, image_size)
+                images[place], shape = read_resized(path, mode, image_size)
+                shapes.append(shape)
+                array = np.asarray(images[place]).reshape(image_size, image_size, -1)
+                for channel in range(array.shape[2]):  # five times as fast as all at once
+                    pixels[:, :, 3 * place + channel] = array[:, :, channel]
         except UserError as error:
             problems.append(str(error))
-    return pixels, problems
+    whole = not problems and images[0] and images[1]
+    return Decoded(pixels, problems, look_over(*images, shapes) if whole else None)
+
+
+def map_pixels(path: Path, shape: tuple[int, ...]) -> np.ndarray:
+    """Return the pixels in a file: mapped or, where its file system maps none, read into memory."""
+    try:
+        return np.memmap(path, np.uint8, "r", shape=shape)
+    except OSError as error:
+        print(f"          {path} cannot be mapped ({error.strerror}): it is read into memory instead")
+        return np.fromfile(path, np.uint8, math.prod(shape)).reshape(shape)
 
 
 class PixelCache:
@@ -134,7 +164,7 @@ class PixelCache:
             if self.pairs != known:
                 self._write_index()
         if self._row_count:
-            self.pixels = np.memmap(self.pixels_path, np.uint8, "r", shape=(self._row_count, *self.shape))
+            self.pixels = map_pixels(self.pixels_path, (self._row_count, *self.shape))
         self._unchecked = set(self.pairs)
         return broken
 
@@ -162,7 +192,7 @@ class PixelCache:
             checksum, body = self.index_path.read_bytes().split(b"\n", 1)
             if int(checksum, 16) != zlib.crc32(body):
                 raise ValueError("its check sum is wrong")
-            if Maker.model_validate_json(body).reader != describe_reader():
+            if Maker.model_validate_json(body).reader != describe_maker():
                 return  # whole, but of another reader or an older format: nothing to worry about
             index = CacheIndex.model_validate_json(body)
             path = self.folder / index.pixels
@@ -176,7 +206,7 @@ class PixelCache:
             self.pixels_path, self._row_count, self.pairs = path, index.rows, index.pairs
 
     def _write_index(self) -> None:
-        name, reader = self.pixels_path.name, describe_reader()
+        name, reader = self.pixels_path.name, describe_maker()
         index = CacheIndex(reader=reader, pixels=name, rows=self._row_count, pairs=self.pairs)
         body = index.model_dump_json().encode()
         save_bytes(self.index_path, b"%08x\n%s" % (zlib.crc32(body), body))
@@ -217,13 +247,15 @@ class PixelCache:
                 some = pairs[first : first + DECODED_AT_ONCE]
                 files = [describe_files(pair) for pair in some]  # before they are read: a change shows later
                 decoded = executor.map(decode_pair, some, repeat(self.shape[0]))
-                for pair, (pixels, problems), read_files in zip(some, decoded, files, strict=True):
+                for pair, (pixels, problems, signs), read_files in zip(some, decoded, files, strict=True):
                     bar.update()
                     if problems:
                         broken[pair.stem] = problems
+                    if signs is None:
                         continue
                     write(self._row_count, pixels)
-                    self.pairs[pair.stem] = CachedPair(self._row_count, zlib.crc32(pixels), read_files)
+                    entry = CachedPair(self._row_count, zlib.crc32(pixels), read_files, signs)
+                    self.pairs[pair.stem] = entry
                     self._row_count += 1
         return broken
 
@@ -246,7 +278,11 @@ def choose_cache_dir(cache_dir: str, data_dir: Path) -> Path | None:
         with suppress(OSError):
             make_folder(data_dir / ".cache")
             return data_dir / ".cache"
-        place = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "tinybeauty"
+        users = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")  # noqa: PTH111
+        if users.startswith("~"):  # neither a HOME nor an entry in /etc/passwd: there Path's raises
+            print("          there is no folder for a cache: the decoded pairs stay in memory")
+            return None
+        place = Path(users) / "tinybeauty"
     place /= f"{data_dir.name}-{hashlib.sha256(os.fsencode(data_dir)).hexdigest()[:8]}"
     try:
         make_folder(place)
@@ -273,13 +309,63 @@ def decode_pairs(pairs: list[Pair], image_size: int, folder: Path | None, skip_b
     """
     cache = PixelCache(folder, image_size)
     broken = cache.update(pairs)
-    problems = [problem for of_pair in broken.values() for problem in of_pair]
     if broken and not skip_bad:
-        raise UserError(
-            f"cannot read {len(problems):,} images; replace or remove them, or set skip_bad_pairs: true"
-            + "".join(f"\n  {problem}" for problem in problems[:5])
-            + (f"\n  and {len(problems) - 5:,} more" if len(problems) > 5 else "")
-        )
+        raise UserError(describe_broken(broken))
     if broken:
+        problems = [problem for of_pair in broken.values() for problem in of_pair]
         print(f"          left out {len(broken):,} pairs that cannot be read: {list_some(problems)}")
     return cache
+
+
+def describe_broken(broken: dict[str, list[str]]) -> str:
+    """Return the message that names the files that cannot be read, {stem: what is wrong} of their pairs."""
+    problems = [problem for of_pair in broken.values() for problem in of_pair]
+    return (
+        f"cannot read {len(problems):,} images; replace or remove them, or set skip_bad_pairs: true"
+        + "".join(f"\n  {problem}" for problem in problems[:5])
+        + (f"\n  and {len(problems) - 5:,} more" if len(problems) > 5 else "")
+    )
+
+
+def read_pairs(
+    data_dir: Path,
+    image_size: int,
+    folder: Path | None,
+    skip_bad: bool,
+    val_fraction: float,
+    person_pattern: str,
+) -> tuple[list[Pair], list[Pair], PixelCache]:
+    """Return the training and the validation pairs of a data set, and a cache that holds them.
+
+    What looks odd about them is printed.
+
+    Args:
+        data_dir: the data set.
+        image_size: as in `decode_pairs`, like the next two.
+        folder: of the cache.
+        skip_bad: leave out the pairs that cannot be read.
+        val_fraction: as in `split_pairs`, like the next one.
+        person_pattern: which pairs are of one person.
+
+    Raises:
+        UserError: says all that is wrong with the pairs, their names and their pictures, at once.
+    """
+    for line in find_unread(data_dir):
+        print(f"data looks odd: {line}")
+    (pairs, alone, problems), parts = match_pairs(data_dir), ([], [])
+    try:
+        parts = split_pairs(sorted(pairs + alone), val_fraction, person_pattern) if pairs else parts
+    except UserError as error:
+        problems.append(str(error))
+    if problems and not skip_bad:  # then the pictures that cannot be read belong into the same list
+        broken = PixelCache(folder, image_size).update(pairs) | PixelCache(None, image_size).update(alone)
+        problems += [describe_broken(broken)] if broken else []
+    if problems:
+        raise UserError(join_problems(problems, data_dir))
+    cache = decode_pairs(pairs, image_size, folder, skip_bad)
+    train, val = ([pair.stem for pair in part if pair.stem in cache.pairs] for part in parts)
+    if not (train and val):
+        raise UserError("without the pairs that cannot be read, none are left to train on or validate with")
+    for line in describe_oddities({stem: entry.signs for stem, entry in cache.pairs.items()}, train, val):
+        print(f"data looks odd: {line}")
+    return *parts, cache

@@ -41,7 +41,9 @@ def to_srgb(image: Image.Image) -> Image.Image:
     if not profile and mode != "CMYK" and (profile := describe_colours(image)):
         image, mode = image.convert("RGB"), "RGB"
     transform = find_transform(bytes(profile), mode) if profile else None
-    return ImageCms.applyTransform(image, transform) if transform else image.convert("RGB")
+    if transform:
+        return ImageCms.applyTransform(image, transform)
+    return image if mode == "RGB" else image.convert("RGB")
 
 
 @lru_cache(
@@ -76,9 +78,10 @@ def describe_colours(image: Image.Image) -> bytes | None:
     info = image.info
     if "srgb" in info:
         return None
-    gamma, places = info.get("gamma", 1 / 2.2), info.get("chromaticity", SRGB)
-    # Many programs write 1 / 2.2 into their sRGB, for want of a curve.
-    if abs(gamma - 1 / 2.2) > 0.01 or not np.allclose(places, SRGB, atol=0.005):
+    if "gamma" in info or "chromaticity" in info:
+        gamma, places = info.get("gamma", 1 / 2.2), info.get("chromaticity", SRGB)
+        if abs(gamma - 1 / 2.2) < 0.01 and np.allclose(places, SRGB, atol=0.005):
+            return None  # many programs write 1 / 2.2 into their sRGB, for want of a curve
         try:
             with np.errstate(all="raise"):
                 return make_profile(places, 1 / gamma)

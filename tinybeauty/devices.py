@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import io
 import os
+import textwrap
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, redirect_stdout
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from tinybeauty.errors import UserError
+from tinybeauty.errors import UserError, one_line
 from tinybeauty.workers import count_cores
 
 
@@ -69,18 +70,32 @@ class Team:
 ALONE = Team()
 
 
+def choose_threads(team: Team) -> None:
+    """Let PyTorch use its share of the cores that this process may use; a person's OMP_NUM_THREADS wins.
+
+    PyTorch counts the machine's cores, and a container may have fewer. More threads are never asked for
+    where there is one process: the network's bytes depend on their number.
+    """
+    share = max(1, count_cores() // team.local_size)
+    wanted = os.environ.get("OMP_NUM_THREADS")
+    if (team.size > 1 and wanted in (None, "1")) or (
+        wanted is None and share < torch.get_num_threads()
+    ):  # 1 is torchrun's own, too few where there are more cores
+        torch.set_num_threads(share)
+
+
 @contextmanager
 def join_team() -> Iterator[Team]:
     """Give the team that `torchrun` has started this process in; without torchrun, a team of one."""
     if "LOCAL_WORLD_SIZE" not in os.environ:
+        choose_threads(ALONE)
         yield ALONE
         return
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
     team = Team(*(int(os.environ[name]) for name in names))
     if team.size > 1:
         dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
-        # torchrun allows a process one thread, too few where there are more cores than processes.
-        torch.set_num_threads(max(1, count_cores() // team.local_size))
+    choose_threads(team)
     with ExitStack() as stack:
         if not team.leads:  # rank 0 speaks for all
             stack.enter_context(redirect_stdout(io.StringIO()))
@@ -130,6 +145,18 @@ def choose_device(name: str, precision: str, team: Team) -> tuple[torch.device, 
         )
     torch.cuda.set_device(team.local_rank)
     return torch.device(name, team.local_rank), getattr(torch, precision)
+
+
+def can_compile(device: torch.device) -> bool:
+    """Return whether torch.compile works here, which wants a C++ compiler, headers, a home; say so if not."""
+    try:
+        image = torch.ones(2, 8, 8, device=device, requires_grad=True)
+        torch.compile(lambda image: (image * 2).relu())(image).sum().backward()
+    except Exception as error:  # what it is built of raises a dozen kinds
+        reason = textwrap.shorten(one_line(error), 100)
+        print(f"          torch.compile does not work here ({reason}): training without it")
+        return False
+    return True
 
 
 def keep_freed_memory() -> None:

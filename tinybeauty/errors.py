@@ -4,9 +4,18 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import errno
 import os
+import re
 import sys
+import unicodedata
 from collections.abc import Callable, Iterable
+from contextlib import suppress
+from typing import Any
+
+# What a name may hold and no terminal, JSON or UTF-8 takes: control characters, and the surrogates that
+# stand for bytes that are not UTF-8 (PEP 383).
+UNREADABLE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 class UserError(Exception):
@@ -34,9 +43,19 @@ def one_line(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
+def readable(name: object) -> str:
+    """Return a name as it can be printed, compared and stored anywhere.
+
+    It is composed (NFC: a Mac writes e and an accent where others write one letter), and each byte that
+    cannot be read stands there as a backslash, x and its number.
+    """
+    composed = unicodedata.normalize("NFC", str(name))
+    return UNREADABLE.sub(lambda found: f"\\x{ord(found[0]) & 0xFF:02x}", composed)
+
+
 def list_some(names: Iterable[object], most: int = 5) -> str:
     """Return up to `most` names for a message, and how many more there are."""
-    names = [str(name) for name in names]
+    names = [readable(name) for name in names]
     more = f" and {len(names) - most:,} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
 
@@ -49,9 +68,19 @@ def find_similar(name: str, names: Iterable[str]) -> str | None:
 class Parser(argparse.ArgumentParser):
     """Reports what is wrong with a command line like every other error of the program."""
 
+    def __init__(self, description: str | None = None, **options: Any) -> None:
+        """Describe the command by the first line of its docstring, which is None under `python -OO`."""
+        super().__init__(description=(description or "").split("\n")[0], **{"allow_abbrev": False} | options)
+
     def error(self, message: str) -> None:
         """Raise UserError instead of printing the usage and exiting with code 2."""
         raise UserError(f"{message}; see --help")
+
+
+def tell(text: object) -> None:
+    """Print to stderr, if anybody still reads it."""
+    with suppress(OSError):
+        print(text, file=sys.stderr, flush=True)
 
 
 def run_command(command: Callable[[list[str]], None], argv: list[str] | None, interrupted: str) -> int:
@@ -62,18 +91,30 @@ def run_command(command: Callable[[list[str]], None], argv: list[str] | None, in
         argv: these words; None takes them from `sys.argv`.
         interrupted: what to say after a Ctrl-C that the command does not handle itself.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a Greek folder on a terminal that knows cp1252 alone
+            stream.reconfigure(errors="backslashreplace")
     rank = int(os.environ.get("RANK", 0))  # torchrun's number of this process
     who = f"process {rank}: " if rank else ""
     try:
         command(sys.argv[1:] if argv is None else argv)
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except UserError as error:
-        print(f"{who}error: {error}", file=sys.stderr)
+        tell(f"{who}error: {error}")
         return 1
     except Stopped as stopped:
         if not rank:  # it speaks for all
-            print(stopped, file=sys.stderr)
+            tell(stopped)
         return 128 + stopped.signal_number  # as shells do
     except KeyboardInterrupt:
-        print(interrupted, file=sys.stderr)
+        tell(interrupted)
         return 130
+    except (OSError, MemoryError) as error:  # that nobody has expected, and that is no fault of the program
+        if getattr(error, "errno", None) in (errno.EPIPE, errno.EIO):  # nobody reads stdout any more
+            with suppress(OSError, AttributeError):  # else Python complains once more when it flushes it
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        where = f"{error.filename}: " if getattr(error, "filename", None) else ""
+        tell(f"{who}error: {where}{getattr(error, 'strerror', None) or one_line(error)}; {interrupted}")
+        return 1
     return 0

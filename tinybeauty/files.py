@@ -2,15 +2,60 @@
 
 from __future__ import annotations
 
+import argparse
+import errno
 import os
+import re
 import tempfile
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from tinybeauty.errors import UserError
+from tinybeauty.errors import UserError, one_line
+
+
+def tidy_path(path: str | os.PathLike[str]) -> str:
+    """Return a path as it was meant by the person who typed it into a YAML file or after `--key=`.
+
+    There no shell has put in what `~` and `$NAME` stand for. '' stays ''.
+
+    Raises:
+        ValueError: it cannot be a path of this machine.
+    """
+    if not isinstance(path, str | bytes | os.PathLike):
+        raise ValueError(f"must be a string, got {path!r}")
+    text = os.fsdecode(path)  # of bytes too
+    if "\0" in text:
+        raise ValueError(f"must be a path, got {text!r}")
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", text):
+        raise ValueError(f"must be a path of this machine, got {text!r}")
+    full = os.path.expandvars(os.path.expanduser(text))  # noqa: PTH111  Path's raises where there is no home
+    if full.startswith("~") and not os.path.lexists(full):
+        raise ValueError(f"{text.split('/')[0]} is no user's home here, got {text!r} (a folder: ./{text})")
+    if (unset := re.search(r"\$(\w+|\{\w+\})", full)) and not os.path.lexists(full):
+        raise ValueError(f"the environment has no {unset[0]}, got {text!r}")
+    return str(Path(full)) if full else ""  # without a slash at the end
+
+
+def path_flag(text: str) -> Path:
+    """Return the path of a command line's flag, for argparse; raise its error where there is none."""
+    try:
+        return Path(tidy_path(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+@contextmanager
+def suppress_unsupported() -> Iterator[None]:
+    """Go on where a file system (network drives, FUSE) lacks what was asked of it; other errors pass."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP):
+            raise
 
 
 def save_bytes(path: Path, data: bytes, durable: bool = True) -> None:
@@ -30,7 +75,8 @@ def save_bytes(path: Path, data: bytes, durable: bool = True) -> None:
             file.write(data)
             if durable:
                 file.flush()
-                os.fsync(file.fileno())
+                with suppress_unsupported():
+                    os.fsync(file.fileno())
         partial.replace(path)
     except OSError as error:
         with suppress(OSError):
@@ -55,6 +101,8 @@ def make_folder(folder: Path) -> None:
 def lock_folder(folder: Path, wait: bool = False) -> Iterator[None]:
     """Keep other runs out of the folder; the system lets go of it however this one ends.
 
+    Where the file system has no locks, say so and go on without.
+
     Args:
         folder: which.
         wait: until another run is out of it.
@@ -64,7 +112,11 @@ def lock_folder(folder: Path, wait: bool = False) -> Iterator[None]:
     """
     lock = FileLock(folder / ".lock")
     try:
-        lock.acquire(timeout=0)
+        with warnings.catch_warnings():
+            # Newer versions of filelock warn and go on with a file instead of flock. One that a kill leaves
+            # behind would keep all runs out: it is not known here what runs on the drive's other machines.
+            warnings.filterwarnings("error", "flock not supported")
+            lock.acquire(timeout=0)
     except Timeout:
         if not wait:
             raise UserError(
@@ -72,7 +124,12 @@ def lock_folder(folder: Path, wait: bool = False) -> Iterator[None]:
             ) from None
         print(f"          waiting for another run that writes into {folder}", flush=True)
         lock.acquire()
+    except (OSError, NotImplementedError, UserWarning) as error:
+        reason = getattr(error, "strerror", None) or one_line(error)
+        print(f"          {folder} cannot be locked ({reason}): see to it that no other run writes into it")
+        lock = None
     try:
         yield
     finally:
-        lock.release()
+        if lock is not None:
+            lock.release()

@@ -10,34 +10,58 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError, features
 
 from tinybeauty.colour import to_srgb
-from tinybeauty.errors import UserError, one_line
+from tinybeauty.errors import UserError, list_some, one_line, readable
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
+# fmt: off
+UNREAD = {  # pictures of other kinds, which `list_images` passes over
+    ".heic", ".heif", ".avif", ".tif", ".tiff", ".gif", ".jfif", ".jp2", ".jxl", ".psd", ".svg", ".tga",
+    ".ppm", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".raw", ".exr", ".eps", ".pdf", ".npy",
+}
+# fmt: on
 IMAGE_KINDS = ("PNG", "JPEG", "WEBP", "BMP")  # Pillow's other decoders stay shut: some start other programs
 READER = 2  # count up when the same file is read as other pixels: what was decoded before is then made anew
 MAX_PIXELS = 2**26  # of a file; a phone's 48 million pass, a decompression bomb does not
 
 
-def list_images(folder: Path) -> dict[str, Path]:
+def list_images(folder: Path, problems: list[str] | None = None) -> dict[str, Path]:
     """Return {stem: path} of the images in a folder, sorted by stem; other and hidden files are passed over.
 
+    A stem is the readable one of the file's name: with it files pair up, whoever has written them.
+
+    Args:
+        folder: which.
+        problems: where to put what is wrong with it, for a message that says more; of images that share a
+            stem the first one is taken then.
+
     Raises:
-        UserError: the folder cannot be listed, or two images share a stem.
+        UserError: the folder cannot be listed, or images share a stem.
     """
     try:
         paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
     except OSError as error:
         raise UserError(f"cannot list {folder}: {error.strerror}") from None
     images: dict[str, Path] = {}
+    twins = []
     for path in paths:
         if path.name.startswith("."):
             continue
-        if path.stem in images:
-            raise UserError(
-                f"{folder} has two images of one name: {images[path.stem].name} and {path.name}; rename one"
-            )
-        images[path.stem] = path
+        stem = readable(path.stem)
+        if stem in images:
+            twins.append(f"{images[stem].name} and {path.name}")
+        images.setdefault(stem, path)
+    if twins:
+        problem = f"{folder} has two images of one name: {list_some(twins)}; rename one"
+        if problems is None:
+            raise UserError(problem)
+        problems.append(problem)
     return images
+
+
+def list_unread(folder: Path) -> list[Path]:
+    """Return the pictures in a folder that `list_images` passes over for their kind, sorted by name."""
+    paths = [path for path in folder.iterdir() if path.suffix.lower() in UNREAD]
+    return sorted(path for path in paths if not path.name.startswith("."))
 
 
 def describe_reader() -> str:
@@ -65,7 +89,10 @@ def open_image(file: Path | io.BytesIO, mode: Literal["RGB", "L"] = "RGB") -> Im
             if image.width * image.height > MAX_PIXELS:
                 raise ValueError(f"{image.width} x {image.height} pixels are more than {MAX_PIXELS:,}")
             image, alpha = split_alpha(ImageOps.exif_transpose(image))
-        image = to_srgb(image) if mode == "RGB" else image.convert("RGB").convert("L")
+        if mode == "RGB":
+            image = to_srgb(image)
+        elif image.mode != "L":
+            image = image.convert("RGB").convert("L")
         if alpha:
             under = Image.new(mode, image.size, "white" if mode == "RGB" else "black")
             image = Image.composite(image, under, alpha)
@@ -87,12 +114,10 @@ def split_alpha(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
         image = Image.fromarray((values >> 8).astype(np.uint8))
     elif image.has_transparency_data:
         rgba = image.convert("RGBA")
-        alpha, image = (
-            rgba.getchannel("A"),
-            image.getchannel("L") if image.mode == "LA" else rgba.convert("RGB"),
-        )
-    elif image.mode in ("1", "L", "P"):
-        image = image.convert("RGB" if image.mode == "P" else "L")
+        alpha = rgba.getchannel("A")
+        image = image.getchannel("L") if image.mode == "LA" else rgba.convert("RGB")
+    elif image.mode in ("1", "P"):
+        image = image.convert("L" if image.mode == "1" else "RGB")
     image.info = info
     return image, alpha
 
@@ -106,10 +131,21 @@ def read_image(path: Path, mode: Literal["RGB", "L"], image_size: int) -> np.nda
     Raises:
         UserError: the file is missing, broken, no image, or too large.
     """
+    image, _ = read_resized(path, mode, image_size)
+    return np.array(image).reshape(image_size, image_size, -1)
+
+
+def read_resized(
+    path: Path, mode: Literal["RGB", "L"], image_size: int
+) -> tuple[Image.Image, tuple[int, int]]:
+    """Return an image as `read_image` does, but as an image, and its width and height before.
+
+    Raises:
+        UserError: as `read_image`.
+    """
     try:
         image = open_image(path, mode)
     except ValueError as error:
         raise UserError(f"{path} ({error})") from None
-    if image.size != (image_size, image_size):
-        image = image.resize((image_size, image_size), Image.Resampling.LANCZOS)
-    return np.array(image).reshape(image_size, image_size, -1)
+    size = (image_size, image_size)
+    return (image if image.size == size else image.resize(size, Image.Resampling.LANCZOS)), image.size

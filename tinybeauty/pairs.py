@@ -24,18 +24,28 @@ class Pair(NamedTuple):
     eye_mask: Path | None
 
 
-def find_pairs(data_dir: Path) -> list[Pair]:
-    """Return the pairs of `data_dir`, matched by whole stems, sorted.
+class Matched(NamedTuple):
+    """What is in the folders of a data set."""
+
+    pairs: list[Pair]
+    alone: list[Pair]  # without a partner: source or target is None
+    problems: list[str]  # that do not allow to train on it
+
+
+def match_pairs(data_dir: Path) -> Matched:
+    """Return the pairs of `data_dir`, matched by whole stems, sorted, and all that is wrong with the names.
 
     Raises:
-        UserError: a folder or a partner is missing, or there are no pairs.
+        UserError: a folder is missing or cannot be listed.
     """
-    for folder in (data_dir, data_dir / "source", data_dir / "target"):
-        if not folder.is_dir():
-            raise UserError(
-                f"there is no folder {folder}; a data set holds source/NAME.png and target/NAME.png"
-            )
-    source, target = list_images(data_dir / "source"), list_images(data_dir / "target")
+    folders = [data_dir / "source", data_dir / "target"] if data_dir.is_dir() else [data_dir]
+    if missing := [str(folder) for folder in folders if not folder.is_dir()]:
+        raise UserError(
+            f"there is no folder {' and no '.join(missing)}; a data set holds source/NAME.png and "
+            "target/NAME.png"
+        )
+    problems: list[str] = []
+    source, target = (list_images(folder, problems) for folder in folders)
     lacking = []
     for name, here, other_name, other in (
         ("target", target, "source", source),
@@ -45,14 +55,39 @@ def find_pairs(data_dir: Path) -> list[Pair]:
             count = f"{len(missing):,} of the {len(other):,} images in {other_name}"
             lacking.append(f"{data_dir / name} lacks {count}: {list_some(missing)}")
     if lacking:
-        raise UserError("\n  ".join([*lacking, "add the missing files or remove their partners"]))
-    if not source:
+        problems.append("\n  ".join([*lacking, "add the missing files or remove their partners"]))
+    if not source and not target:
         kinds = " ".join(sorted(IMAGE_SUFFIXES))
-        raise UserError(f"{data_dir / 'source'} and {data_dir / 'target'} hold no images ({kinds})")
-    masks = list_images(data_dir / "eye_mask") if (data_dir / "eye_mask").is_dir() else {}
-    if strays := sorted(masks.keys() - source.keys()):
+        problems.append(f"{data_dir / 'source'} and {data_dir / 'target'} hold no images ({kinds})")
+    masks = list_images(data_dir / "eye_mask", problems) if (data_dir / "eye_mask").is_dir() else {}
+    if strays := sorted(masks.keys() - source.keys() - target.keys()):
         print(f"          {len(strays):,} eye masks belong to no pair: {list_some(strays)}")
-    return [Pair(stem, source[stem], target[stem], masks.get(stem)) for stem in source]
+    everything = [
+        Pair(stem, source.get(stem), target.get(stem), masks.get(stem))
+        for stem in sorted(source.keys() | target.keys())
+    ]
+    pairs = [pair for pair in everything if pair.source and pair.target]
+    return Matched(pairs, [pair for pair in everything if not (pair.source and pair.target)], problems)
+
+
+def find_pairs(data_dir: Path) -> list[Pair]:
+    """Return the pairs of `data_dir`, matched by whole stems, sorted.
+
+    Raises:
+        UserError: a folder or a partner is missing, two images share a stem, or there are no pairs.
+    """
+    pairs, _, problems = match_pairs(data_dir)
+    if problems:
+        raise UserError(join_problems(problems, data_dir))
+    return pairs
+
+
+def join_problems(problems: list[str], data_dir: Path) -> str:
+    """Return one message of all that is wrong with the pairs."""
+    if len(problems) == 1:
+        return problems[0]
+    lines = "\n".join(problems).replace("\n", "\n  ")
+    return f"{len(problems)} things are wrong with the pairs in {data_dir}:\n  {lines}"
 
 
 def check_person_pattern(pattern: str) -> str:
@@ -73,6 +108,12 @@ def check_person_pattern(pattern: str) -> str:
 PersonPattern = Annotated[str, AfterValidator(check_person_pattern)]
 
 
+def lacks_demo(data_dir: Path, demo_dirs: tuple[Path, ...]) -> bool:
+    """Return whether a folder is that of the demo, however it was typed, and nothing is in it yet."""
+    meant = data_dir.resolve() in {folder.resolve() for folder in demo_dirs}
+    return meant and not (data_dir.is_dir() and any(data_dir.iterdir()))
+
+
 def draw_demo_pairs(tool: Path, data_dir: Path) -> None:
     """Draw the demo pairs with the tool that draws them.
 
@@ -86,16 +127,17 @@ def draw_demo_pairs(tool: Path, data_dir: Path) -> None:
         raise UserError("the demo pairs could not be drawn, see above")
 
 
-def find_person(stem: str, person_pattern: str) -> str:
-    """Return the person a file stem belongs to.
+def find_people(stems: list[str], person_pattern: str) -> dict[str, str]:
+    """Return {file stem: the person it belongs to}.
 
     Raises:
-        UserError: the pattern does not match the stem.
+        UserError: the pattern does not match some of the stems.
     """
-    match = re.match(person_pattern, stem)
-    if not match or match.group(1) is None:
-        raise UserError(f"person_pattern {person_pattern!r} does not match the file stem {stem!r}")
-    return match.group(1)
+    matches = {stem: re.match(person_pattern, stem) for stem in stems}
+    if others := [stem for stem, match in matches.items() if not match or match.group(1) is None]:
+        of_all = f"{len(others):,} of the {len(stems):,} file stems"
+        raise UserError(f"person_pattern {person_pattern!r} does not match {of_all}: {list_some(others)}")
+    return {stem: match.group(1) for stem, match in matches.items()}
 
 
 def split_pairs(pairs: list[Pair], val_fraction: float, person_pattern: str) -> tuple[list[Pair], list[Pair]]:
@@ -106,9 +148,9 @@ def split_pairs(pairs: list[Pair], val_fraction: float, person_pattern: str) -> 
     hash leaves a side empty (a handful of people), the person nearest to it goes there.
 
     Raises:
-        UserError: there are fewer than two people.
+        UserError: there are fewer than two people, or the pattern does not match a stem.
     """
-    people = {pair.stem: find_person(pair.stem, person_pattern) for pair in pairs}
+    people = find_people([pair.stem for pair in pairs], person_pattern)
     ranks = {
         person: int(hashlib.sha256(person.encode()).hexdigest()[:15], 16) / 16**15
         for person in people.values()

@@ -18,14 +18,23 @@ from PIL import Image, ImageCms, JpegImagePlugin, UnidentifiedImageError
 
 from tinybeauty.blending import add_levels, find_box, lay_residual
 from tinybeauty.colour import RELATIVE, describe_colours, find_transform
-from tinybeauty.errors import LeftOut, one_line
+from tinybeauty.errors import LeftOut, UserError, one_line
+from tinybeauty.formats import (
+    ORIENTATION,
+    SIGNATURE,
+    describe_tiff,
+    is_deep,
+    list_chunks,
+    read_deep,
+    replace_segments,
+    write_deep,
+)
 from tinybeauty.images import IMAGE_SUFFIXES, MAX_PIXELS
 
 Array = np.ndarray
 HEIF_SUFFIXES = {".heic", ".heif"}  # read where Pillow's plugin is installed, written as JPEG
 PHOTO_SUFFIXES = IMAGE_SUFFIXES | {".tif", ".tiff", ".avif"} | HEIF_SUFFIXES
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "TIFF", "AVIF", "HEIF")
-ORIENTATION = 0x0112  # EXIF tag
 # From stored pixels to upright ones, in widths and heights: x, y -> matrix @ (x, y) + shift.
 # Source: EXIF 2.32, tag 0x0112.
 TURNS = {
@@ -72,10 +81,13 @@ class Colours:
         if self.mode == "RGB" and not self.there:
             changed = add_levels(colours, residual)
         else:
-            before = self.to_srgb(Image.fromarray(np.ascontiguousarray(colours), self.mode))
+            step = (
+                257 if pixels.dtype == np.uint16 else 1
+            )  # in levels: the profiles' programs know 8 bits only
+            before = self.to_srgb(Image.fromarray((colours // step).astype(np.uint8), self.mode))
             after = Image.fromarray(add_levels(np.asarray(before), residual))
-            change = np.asarray(self.from_srgb(after), np.int16) - np.asarray(self.from_srgb(before))
-            changed = (colours + change).clip(0, 255).astype(np.uint8)
+            change = np.asarray(self.from_srgb(after), np.int32) - np.asarray(self.from_srgb(before))
+            changed = (colours + step * change).clip(0, 255 * step).astype(pixels.dtype)
         return np.concatenate((changed, pixels[..., channels:]), axis=2)
 
 
@@ -108,12 +120,14 @@ class Photo:
         format: Pillow's name of the format it is written in.
         data: bytes of the file.
         options: how Pillow is to write it.
+        deep: (H, W, 3 or 4) uint16, its pixels where it has 16 bits a colour.
     """
 
     image: Image.Image
     format: str
     data: bytes
     options: dict[str, Any] = field(default_factory=dict)
+    deep: Array | None = None
 
     @cached_property
     def orientation(self) -> int:
@@ -158,9 +172,14 @@ class Photo:
         turn = self.way_upright()
         way = np.c_[way[:, :2] @ turn[:, :2], way[:, :2] @ turn[:, 2] + way[:, 2]]
         if box := find_box(way, self.image.size):
-            pixels = np.array(self.image.crop(box))
             moved = np.c_[way[:, :2], way[:, :2] @ box[:2] + way[:, 2]]
-            lay_residual(pixels, residual, moved, self.colours.add)
+            if self.deep is None:
+                pixels = np.array(self.image.crop(box))
+                lay_residual(pixels, residual, moved, self.colours.add)
+            else:
+                left, top, right, bottom = box
+                lay_residual(self.deep[top:bottom, left:right], residual, moved, self.colours.add)
+                pixels = (self.deep[top:bottom, left:right] >> 8).astype(np.uint8)
             self.image.paste(Image.fromarray(pixels, self.image.mode), box)
 
     def encode(self) -> bytes:
@@ -214,7 +233,7 @@ def open_photo(path: Path) -> Photo:
             raise ValueError("an animation, or a file of several pictures")
         image.load()
         return to_photo(image, data)
-    except LeftOut:
+    except (LeftOut, UserError):
         raise
     except UnidentifiedImageError:
         raise LeftOut("neither a photo nor a video that can be read") from None
@@ -245,11 +264,14 @@ def to_photo(image: Image.Image, data: bytes) -> Photo:
     elif format == "AVIF":
         options |= {"quality": 90}
     elif format == "TIFF":
-        options |= {"exif": image.getexif(), "compression": info.get("compression", "raw")}
+        about, has_parts = describe_tiff(image)
+        # Pillow writes the parts of EXIF, such as the place, into files without compression only.
+        compression = "raw" if has_parts else info.get("compression", "raw")
+        options |= {"exif": about.tobytes(), "compression": compression}
         options.pop("xmp", None)  # one of the tags
         if options["compression"] == "jpeg":
             options |= {"quality": 95}
-    return Photo(image, format, data, options)
+    return Photo(image, format, data, options, read_deep(data) if is_deep(data) else None)
 
 
 def check_mode(image: Image.Image) -> None:
@@ -278,9 +300,16 @@ def turn_palette(image: Image.Image) -> Image.Image:
 
 
 def save(image: Image.Image, format: str, options: dict[str, Any]) -> bytes:
-    """Return an image as the bytes of a file."""
+    """Return an image as the bytes of a file.
+
+    Raises:
+        LeftOut: Pillow cannot write it.
+    """
     file = io.BytesIO()
-    image.save(file, format, **options)
+    try:
+        image.save(file, format, **options)
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, struct.error) as error:
+        raise LeftOut(f"cannot be written as {format}: {one_line(error)}") from None
     return file.getvalue()
 
 
@@ -298,63 +327,19 @@ def write_jpeg(image: Image.Image, photo: Photo) -> bytes:
     return replace_segments(save(image, "JPEG", options), photo.data)
 
 
-def list_segments(data: bytes) -> list[tuple[int, int, int]]:
-    """Return (marker, start, end) of a JPEG's segments before the first scan."""
-    segments, position = [], 2
-    while position + 4 <= len(data) and data[position] == 0xFF:
-        marker = data[position + 1]
-        if marker == 0xFF:  # a fill byte
-            position += 1
-            continue
-        if marker == 0xDA:
-            break
-        end = position + 2 + struct.unpack(">H", data[position + 2 : position + 4])[0]
-        segments.append((marker, position, end))
-        position = end
-    return segments
-
-
-def replace_segments(data: bytes, source: bytes) -> bytes:
-    """Return a JPEG with what another one says about itself: APP and COM segments, byte for byte.
-
-    Adobe's APP14 is about how the pixels are stored, MPF in APP2 about pictures behind this one: not these.
-    """
-    kept = [
-        source[start:end]
-        for marker, start, end in list_segments(source)
-        if (0xE0 <= marker <= 0xEF or marker == 0xFE)
-        and marker != 0xEE
-        and not (marker == 0xE2 and source[start + 4 : start + 8] == b"MPF\0")
-    ]
-    own = [
-        data[start:end]
-        for marker, start, end in list_segments(data)
-        if not (0xE0 <= marker <= 0xEF or marker == 0xFE) or marker == 0xEE
-    ]
-    scan = list_segments(data)[-1][2]
-    return b"".join((data[:2], *kept, *own, data[scan:]))
-
-
-def list_chunks(data: bytes) -> list[tuple[bytes, bytes]]:
-    """Return (kind, the whole chunk) of a PNG."""
-    chunks, position = [], 8
-    while position + 12 <= len(data):
-        length, kind = struct.unpack(">I4s", data[position : position + 8])
-        chunks.append((kind, data[position : position + 12 + length]))
-        position += 12 + length
-    return chunks
-
-
 def write_png(image: Image.Image, photo: Photo) -> bytes:
     """Return a PNG with all that the photo says about itself, chunk for chunk."""
-    own = save(image, "PNG", {"compress_level": 4})  # 6, Pillow's own, takes twice as long for a hundredth
     about_pixels = {b"IHDR", b"PLTE", b"IDAT", b"IEND", b"hIST", b"sBIT", b"bKGD"}
     if photo.data[25] == 3:  # it had a palette
         about_pixels.add(b"tRNS")
-    chunks = list_chunks(own)
+    if photo.deep is None:
+        # 4 takes half as long as Pillow's own 6, for a hundredth more.
+        own = [chunk for kind, chunk in list_chunks(save(image, "PNG", {"compress_level": 4}))
+               if kind in (b"IHDR", b"IDAT", b"IEND")]  # fmt: skip
+    else:
+        own = write_deep(photo.deep)
     kept = [chunk for kind, chunk in list_chunks(photo.data) if kind not in about_pixels]
-    first, *rest = [chunk for kind, chunk in chunks if kind in (b"IHDR", b"IDAT", b"IEND")]
-    return b"".join((own[:8], first, *kept, *rest))
+    return b"".join((SIGNATURE, own[0], *kept, *own[1:]))
 
 
 def write_comparison(before: Image.Image, photo: Photo) -> bytes:

@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from tinybeauty.progress import NETWORKS, Progress
 from tinybeauty.runs import STATE_FILE
 from tinybeauty.shipping import MODEL_FORMAT, load_content
 
@@ -90,14 +91,15 @@ def describe_data(data_dir: str, train: int, held_out: int, masks: int) -> str:
     return text
 
 
-def print_summary(paths: list[Path], max_model_bytes: int, took: str) -> None:
-    """Print what was written where, read from the files themselves.
+def print_summary(output_dir: Path, max_model_bytes: int, progress: Progress) -> list[Path]:
+    """Print what was written where, read from the files themselves; return the networks that ship.
 
     Args:
-        paths: the networks that ship.
+        output_dir: where they are.
         max_model_bytes: a larger one gets a warning.
-        took: how many epochs in how many seconds.
+        progress: of the run.
     """
+    paths = [output_dir / name for name in NETWORKS if (output_dir / name).exists()]
     width = max((len(str(path)) for path in paths), default=4)
     print(f"\n{'file':{width}s}   bytes  epoch      PSNR  doing nothing      gain")
     for path in paths:
@@ -111,4 +113,6 @@ def print_summary(paths: list[Path], max_model_bytes: int, took: str) -> None:
             print(f"WARNING: {path} has {size:,} bytes, more than max_model_bytes: {max_model_bytes:,}")
         if scores["val/psnr_gain"] <= 0:
             print(f"WARNING: {path} is no better than the untouched face; it needs more epochs or pairs")
-    print(f"{took}; beside the networks: samples_epoch_*.png, metrics.csv, config.yaml, {STATE_FILE}")
+    print(f"{progress.epoch} epochs in {progress.seconds:.0f} s; ", end="")
+    print(f"beside the networks: samples_epoch_*.png, metrics.csv, config.yaml, {STATE_FILE}", flush=True)
+    return paths

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import shlex
 import signal
 import sys
 import threading
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -15,16 +17,53 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
 from tinybeauty.devices import Team
 from tinybeauty.errors import Stopped, UserError, list_some
 from tinybeauty.files import lock_folder, make_folder, save_bytes
-from tinybeauty.shipping import RUN_FORMAT, load_content, name_damaged
+from tinybeauty.progress import FINAL, NETWORKS
+from tinybeauty.settings import Settings
+from tinybeauty.shipping import MODEL_FORMAT, RUN_FORMAT, load_content, name_damaged
 
 STATE_FILE = "tinybeauty_last.ckpt"
-BEST_LOSS, BEST_PSNR, FINAL = "tinybeauty_best_loss.pt", "tinybeauty_best_psnr.pt", "tinybeauty_final.pt"
-NETWORKS = (BEST_LOSS, BEST_PSNR, FINAL)
-OUTPUTS = ("tinybeauty_*.pt", STATE_FILE, "samples_epoch_*.png", "metrics.csv", "config.yaml")
+SETTINGS, SETTINGS_BESIDE = "config.yaml", "config_used.yaml"  # the second where the first is a person's own
+INTERRUPTED = "stopped at once; a state saved before is intact"
+SAMPLES = re.compile(r"samples_epoch_\d{3,}\.png")
+SETTINGS_HEAD = b"# The settings that the run in this folder used (%08x: as written by TinyBeauty).\n"
+
+# What an edit before a resume does, where that is more than "from the next step on".
+EFFECTS = {
+    "learning_rate": "it is the rate from the next step on, without the drops at plateaus so far",
+    "warmup_steps": "the rate is what it would be with it from the first step on, with the drops so far",
+    "lr_factor": "the drops at plateaus so far count with it too",
+    "lr_patience": "the epochs without a better val/loss so far count",
+    "seed": "for order and flips from the next epoch on, the running one keeps its own",
+    "epochs": f"until the last of them is done {FINAL} stays what it is",
+    "l1_weight": "the best loss, the plateau and the running epoch's train/loss begin anew",
+    "sample_every": "from the running epoch on",
+    "data_dir": "the same pairs at another place",
+    "output_dir": "the run has moved",
+    "wandb_project": "what is logged from now on goes there",
+}
+EFFECTS |= dict.fromkeys(("eyeliner_weight", "psnr_weight"), EFFECTS["l1_weight"])
+
+
+def is_ours(path: Path) -> bool:
+    """Return whether a file of settings is as a run has written it; one that a person edited is theirs."""
+    try:
+        head, body = path.read_bytes().split(b"\n", 1)
+    except (OSError, ValueError):
+        return False
+    return head + b"\n" == SETTINGS_HEAD % zlib.crc32(body)
+
+
+def find_outputs(folder: Path) -> list[Path]:
+    """Return the files in a folder that a run has written, and none of a person's."""
+    names = [*NETWORKS, STATE_FILE, "metrics.csv"]
+    outputs = [folder / name for name in names if (folder / name).is_file()]
+    outputs += [folder / name for name in (SETTINGS, SETTINGS_BESIDE) if is_ours(folder / name)]
+    return outputs + [path for path in folder.iterdir() if SAMPLES.fullmatch(path.name)]
 
 
 @dataclass
@@ -58,17 +97,28 @@ class OutputDir:
                 "saved yet"
             ) from None
 
+    def save_settings(self, used: dict[str, Any]) -> None:
+        """Write the settings: into config.yaml or, where a person has one of their own there, beside it.
+
+        Raises:
+            UserError: they cannot be written.
+        """
+        body = yaml.safe_dump(used, sort_keys=False).encode()
+        there = self.path / SETTINGS
+        theirs = there not in self.outdated and there.exists() and not is_ours(there)
+        self.save(SETTINGS_BESIDE if theirs else SETTINGS, SETTINGS_HEAD % zlib.crc32(body) + body)
+
 
 @contextmanager
 def open_output_dir(
-    path: Path, resume: bool, overwrite: bool, program: Path, leads: bool
+    config: Settings, resume: bool, overwrite: bool, program: Path, leads: bool
 ) -> Iterator[OutputDir]:
     """Give the output folder: made where it is missing, tried out, and no other run's while we are in it.
 
     One that was made here and that nothing was written to goes again.
 
     Args:
-        path: where it is.
+        config: has output_dir and data_dir, among whose pictures it must not be.
         resume: go on with the run in it.
         overwrite: delete the run in it.
         program: the program's own folder, which it must not be.
@@ -78,6 +128,7 @@ def open_output_dir(
         UserError: it cannot be written to, another run is writing to it, or it holds a run that nobody
             said what to do with, or none to resume.
     """
+    path, data_dir = Path(config.output_dir), Path(config.data_dir)
     if not leads:
         yield OutputDir(path)
         return
@@ -87,6 +138,11 @@ def open_output_dir(
             raise UserError(f"there is nothing to resume: {path} holds no {STATE_FILE}")
         if path.resolve() == program:
             raise UserError(f"output_dir {path} is the folder of the program; choose another output_dir")
+        pictures = [(data_dir / kind).resolve() for kind in ("source", "target", "eye_mask")]
+        if any(path.resolve().is_relative_to(folder) for folder in pictures):
+            raise UserError(
+                f"output_dir {path} is where data_dir has its pictures; choose another output_dir"
+            )
         made = [folder for folder in (path, *path.parents) if not folder.exists()]
         make_folder(path)
     except OSError as error:
@@ -94,13 +150,15 @@ def open_output_dir(
             f"cannot write to the output folder {path}: {error.strerror}; choose another output_dir"
         ) from None
     with lock_folder(path):
-        earlier = [file for pattern in OUTPUTS for file in path.glob(pattern)]
+        earlier = find_outputs(path)
         if earlier and not (resume or overwrite):
             go_on = "--resume goes on with it, " if state_exists else ""
             raise UserError(
                 f"{path} holds a run already: {go_on}--overwrite deletes it and starts anew, "
                 "another --output_dir keeps both"
             )
+        if (path / SETTINGS).exists() and not is_ours(path / SETTINGS):
+            print(f"          {path / SETTINGS} is your own and stays; the run's is {SETTINGS_BESIDE}")
         try:
             yield OutputDir(path, earlier if overwrite else [])
         finally:
@@ -109,43 +167,6 @@ def open_output_dir(
                     (path / ".lock").unlink()
                     for folder in made:
                         folder.rmdir()
-
-
-@dataclass
-class Progress:
-    """How far a run is."""
-
-    epoch: int = 0  # finished ones
-    pairs_done: int = 0  # of the epoch after that
-    sums: dict[str, float] = field(default_factory=dict)  # of its losses over these pairs
-    global_step: int = 0
-    lr_scale: float = 1.0  # what the drops at plateaus leave of the learning rate
-    seconds: float = 0.0  # of the finished epochs
-    best_loss: float = math.inf
-    best_psnr: float = -math.inf
-    history: list[dict[str, float]] = field(default_factory=list)  # the rows of metrics.csv
-    wandb_id: str | None = None
-
-    def finish_epoch(self, row: dict[str, float]) -> list[str]:
-        """Note that an epoch is done; return which of the networks that ship it is the best for."""
-        self.epoch, self.pairs_done, self.sums = row["epoch"], 0, {}
-        self.seconds += row["time/epoch_s"]
-        self.history.append(row)
-        beaten = []
-        if row["val/loss"] < self.best_loss:
-            self.best_loss = row["val/loss"]
-            beaten.append(BEST_LOSS)
-        if row["val/psnr"] > self.best_psnr:
-            self.best_psnr = row["val/psnr"]
-            beaten.append(BEST_PSNR)
-        return beaten
-
-    def forget_missing(self, output_dir: Path) -> None:
-        """Forget the best values of networks that were moved away: the next one is the best that is there."""
-        if not (output_dir / BEST_LOSS).exists():
-            self.best_loss = math.inf
-        if not (output_dir / BEST_PSNR).exists():
-            self.best_psnr = -math.inf
 
 
 def check_edits(before: dict[str, Any], now: dict[str, Any], fixed: tuple[str, ...]) -> None:
@@ -166,8 +187,8 @@ def check_edits(before: dict[str, Any], now: dict[str, Any], fixed: tuple[str, .
     }
     if refused := [edits[key] for key in fixed if key in edits]:
         raise UserError("cannot resume with another split or size:\n  " + "\n  ".join(refused))
-    for edit in edits.values():
-        print(f"changed   {edit}")
+    for key, edit in edits.items():
+        print(f"changed   {edit}" + (f": {EFFECTS[key]}" if key in EFFECTS else ""))
 
 
 def check_pairs(before: dict[str, int], now: dict[str, int], data_dir: str) -> None:
@@ -182,18 +203,13 @@ def check_pairs(before: dict[str, int], now: dict[str, int], data_dir: str) -> N
 
 
 def read_state(
-    output_dir: Path,
-    defaults: dict[str, Any],
-    now: dict[str, Any],
-    fixed: tuple[str, ...],
-    checksums: dict[str, int],
+    output_dir: Path, config: Settings, fixed: tuple[str, ...], checksums: dict[str, int]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the state of the run in a folder and its settings; say which settings differ now.
 
     Args:
         output_dir: where the run is.
-        defaults: of all settings; a state may be older than a setting.
-        now: the settings of this start.
+        config: the settings of this start.
         fixed: the keys that cannot change within a run.
         checksums: of the pairs of this start.
 
@@ -203,10 +219,27 @@ def read_state(
     path = output_dir / STATE_FILE
     state = load_content(path, RUN_FORMAT)
     with name_damaged(path):
-        before = defaults | state["config"]
-        check_edits(before, now, fixed)
-        check_pairs(state["checksums"], checksums, now["data_dir"])
+        before = type(config)().model_dump() | state["config"]  # it may be older than a setting
+        check_edits(before, config.model_dump(), fixed)
+        check_pairs(state["checksums"], checksums, str(config.data_dir))
     return state, before
+
+
+def read_epoch(path: Path) -> int | None:
+    """Return the epoch of a network that ships, None where the file is missing or damaged."""
+    try:
+        return load_content(path, MODEL_FORMAT).get("epoch")
+    except UserError:
+        return None
+
+
+@contextmanager
+def say_how_to_go_on(argv: list[str]) -> Iterator[None]:
+    """Add to what is said of a run that was stopped the command that goes on with it."""
+    try:
+        yield
+    except Stopped as stopped:
+        raise Stopped(f"{stopped}; go on with: {describe_resume(argv)}", stopped.signal_number) from None
 
 
 def check_finite(loss: float, epoch: int, learning_rate: float) -> None:
@@ -218,6 +251,31 @@ def check_finite(loss: float, epoch: int, learning_rate: float) -> None:
         )
 
 
+def settle_trial(
+    folder: str, config: Settings, resume: bool, argv: list[str]
+) -> tuple[Settings, bool, list[str]]:
+    """Give a sweep's trial a folder of its own in output_dir, and say which.
+
+    A trial that the agent starts again, because its machine was taken away, goes on.
+
+    Args:
+        folder: its name; '' outside of a sweep, where all stays as it is.
+        config: the settings.
+        resume: whether the run that is there goes on.
+        argv: the command line.
+
+    Returns:
+        the settings, whether to resume, and the command line that is the same training without the sweep.
+    """
+    if not folder:
+        return config, resume, argv
+    path = Path(config.output_dir) / folder
+    if not int(os.environ.get("RANK", 0)):
+        print(f"sweep     this trial writes into {path}")
+    again = ["--config", str(path / SETTINGS)]
+    return config.model_copy(update={"output_dir": str(path)}), resume or (path / STATE_FILE).exists(), again
+
+
 def describe_resume(argv: list[str]) -> str:
     """Return the command that goes on with a run that was started with these words."""
     again = [sys.argv[0], *(word for word in argv if word not in ("--resume", "--overwrite")), "--resume"]
@@ -226,17 +284,22 @@ def describe_resume(argv: list[str]) -> str:
 
 
 class StopRequest:
-    """Turns Ctrl-C and SIGTERM into a request to stop after the step; a second one ends at once."""
+    """Turns Ctrl-C, SIGTERM and a closed terminal into a request to stop after the step.
+
+    A second one ends at once. Under nohup, which has a closed terminal ignored, it stays so.
+    """
 
     def __init__(self) -> None:
         self._signal_number: int | None = None
         self._previous: dict[int, Any] = {}
+        self._terminals = [number for number in (1, 2) if os.isatty(number)]
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():  # the only one that may set handlers
-            self._previous = {
-                number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)
-            }
+            numbers = [signal.SIGINT, signal.SIGTERM]
+            if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+                numbers.append(signal.SIGHUP)  # Windows has none
+            self._previous = {number: signal.signal(number, self._note) for number in numbers}
         return self
 
     def __exit__(self, *details: object) -> None:
@@ -244,10 +307,16 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: object) -> None:
+        for terminal in self._terminals:
+            if not os.isatty(terminal):  # closed: what is printed there would raise from now on
+                os.dup2(os.open(os.devnull, os.O_WRONLY), terminal)
         if self._signal_number is not None:
+            if number == getattr(signal, "SIGHUP", None):  # of one closed terminal there can be two
+                return
             raise KeyboardInterrupt
         self._signal_number = number
-        os.write(2, b"\nstopping after this step; once more ends at once\n")  # print may be under way
+        with suppress(OSError):
+            os.write(2, b"\nstopping after this step; once more ends at once\n")  # print may be under way
 
     def asked(self, team: Team) -> bool:
         """Return whether any process of the team was asked to stop; all of the team must call this."""

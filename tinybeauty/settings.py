@@ -3,13 +3,27 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Collection
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, PlainValidator, ValidationError, field_validator
 
 from tinybeauty.errors import Parser, UserError, find_similar, one_line
+from tinybeauty.files import path_flag, tidy_path
+
+
+def check_folder(value: Any) -> str:
+    """Return the path of a folder as it was meant; raise ValueError where it cannot be one."""
+    if not (path := tidy_path(value)):
+        raise ValueError("must be a folder, got '' (this folder: .)")
+    return path
+
+
+# Plain: pydantic's own str takes no Path, and no name whose bytes are not UTF-8.
+Folder = Annotated[str, PlainValidator(check_folder)]
+FolderOrNothing = Annotated[str, PlainValidator(tidy_path)]
 
 
 class Settings(BaseModel):
@@ -76,21 +90,42 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return {str(key): value for key, value in values.items()}
 
 
-def load_settings(model: type[Model], flags: dict[str, Any], path: Path) -> Model:
-    """Return the checked settings: flag over YAML over default.
+def load_settings(
+    model: type[Model], flags: dict[str, Any], path: Path, trial: dict[str, Any] | None = None
+) -> Model:
+    """Return the checked settings: flag over a sweep's trial over YAML over default.
 
     Raises:
         UserError: lists every unknown key, wrong type and value out of range at once.
     """
     try:
-        return model(**{**read_yaml(path), **flags})
+        return model(**{**read_yaml(path), **(trial or {}), **flags})
     except ValidationError as error:
         lines = [explain_problem(problem, list(model.model_fields)) for problem in error.errors()]
         raise UserError("bad configuration:\n  " + "\n  ".join(lines)) from None
 
 
+def join_values(argv: list[str], keys: Collection[str]) -> list[str]:
+    """Return a command line in which `--key -1e-3` is `--key=-1e-3`: argparse takes many for flags.
+
+    No flag but -h has one dash, so what follows a setting and has one is its value.
+    """
+    joined: list[str] = []
+    for word in argv:
+        has_one_dash = word.startswith("-") and not word.startswith("--") and word != "-h"
+        if has_one_dash and joined and joined[-1].startswith("--") and joined[-1][2:] in keys:
+            joined[-1] += f"={word}"
+        else:
+            joined.append(word)
+    return joined
+
+
 def read_settings(
-    parser: Parser, model: type[Model], argv: list[str], default: Path
+    parser: Parser,
+    model: type[Model],
+    argv: list[str],
+    default: Path,
+    trial: dict[str, Any] | None = None,
 ) -> tuple[Model, argparse.Namespace]:
     """Return the checked settings, and the flags that are no settings.
 
@@ -99,13 +134,13 @@ def read_settings(
         model: the settings.
         argv: the command line.
         default: the YAML file that is read without `--config`.
+        trial: what a sweep wants to try.
 
     Raises:
         UserError: an unknown flag, a flag without its value, or whatever `load_settings` finds.
     """
-    parser.add_argument(
-        "--config", type=Path, default=default, help=f"YAML file (default: {default.name} beside the script)"
-    )
+    text = f"YAML file (default: {default.name} beside the script)"
+    parser.add_argument("--config", type=path_flag, default=default, help=text)
     own_flags = vars(parser.parse_args([]))
     for key, info in model.model_fields.items():
         optional = {"nargs": "?", "const": "true"} if info.annotation is bool else {}
@@ -117,12 +152,19 @@ def read_settings(
             help=told.replace("%", "%%"),  # argparse fills in what a % announces
             **optional,
         )
-    known, unknown = parser.parse_known_args(argv)
+    known, unknown = parser.parse_known_args(join_values(argv, [*model.model_fields, "config"]))
+    problems = []
     if unknown:
         told = []
         for flag in [word.split("=")[0] for word in unknown if word.startswith("--")] or unknown:
             similar = find_similar(flag.lstrip("-").replace("-", "_"), [*model.model_fields, *own_flags])
             told.append(flag + (f" (did you mean --{similar}?)" if similar else ""))
-        raise UserError(f"unknown arguments, see --help: {', '.join(told)}")
+        problems.append(f"unknown arguments, see --help: {', '.join(told)}")
     flags = {key: value for key, value in vars(known).items() if key not in own_flags}
-    return load_settings(model, flags, known.config), known
+    try:
+        settings = load_settings(model, flags, known.config, trial)
+    except UserError as error:
+        problems.append(str(error))
+    if problems:
+        raise UserError("\n".join(problems))
+    return settings, known

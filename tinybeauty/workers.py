@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
+from pathlib import Path
 from typing import TypeVar
 
 from tqdm import tqdm
@@ -17,9 +20,52 @@ from tinybeauty.errors import UserError
 Job, Result = TypeVar("Job"), TypeVar("Result")
 
 
+def read_quota(folder: Path) -> float:
+    """Return the cores that one control group allows itself, infinity for all there are.
+
+    Source: the Linux kernel's cgroup-v2.rst (`cpu.max`) and sched-bwc.rst (version 1, `cpu.cfs_quota_us`).
+    """
+    with suppress(OSError, ValueError, ZeroDivisionError):  # no such file, or "max"
+        quota, period = (folder / "cpu.max").read_text().split()[:2]
+        return int(quota) / int(period)
+    with suppress(OSError, ValueError, ZeroDivisionError):
+        quota, period = ((folder / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
+        return int(quota) / int(period) if int(quota) > 0 else math.inf
+    return math.inf
+
+
+def find_quota(root: Path = Path("/")) -> float:
+    """Return the cores that this process's control groups allow it (containers, Slurm), or infinity.
+
+    Each group around the process's own can be the narrowest.
+
+    Args:
+        root: where /proc and /sys are.
+    """
+    try:
+        mounts = [line.split() for line in (root / "proc/self/mountinfo").read_text().splitlines()]
+        groups = [line.split(":", 2) for line in (root / "proc/self/cgroup").read_text().splitlines()]
+    except OSError:  # not Linux
+        return math.inf
+    quota = math.inf
+    for fields in mounts:  # number, parent, device, root, where, options, ..., "-", kind, source, its options
+        kind, _, options = fields[fields.index("-") + 1 :][:3]
+        if kind != "cgroup2" and not (kind == "cgroup" and "cpu" in options.split(",")):
+            continue
+        for _, controllers, group in groups:  # version 2 names no controllers
+            if controllers if kind == "cgroup2" else "cpu" not in controllers.split(","):
+                continue
+            # In a container the group's name is often the host's, and the mount begins inside of it.
+            inner = Path(group.removeprefix(fields[3]).lstrip("/").replace("../", ""))
+            mount = root / fields[4].lstrip("/")
+            quota = min([quota, *(read_quota(mount / part) for part in (inner, *inner.parents))])
+    return quota
+
+
 def count_cores() -> int:
-    """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Return how many cores this process may use: those it is bound to, less where a quota allows less."""
+    there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, math.ceil(min(there, find_quota())))
 
 
 def read_ahead(read: Callable[[Job], Result], jobs: Sequence[Job]) -> Iterator[Result]:

@@ -1,0 +1,221 @@
+"""A look on videos: the real command on drawn ones. Skipped where the face models cannot be had."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from make_demo import draw_pair
+from PIL import Image
+
+from tinybeauty.blending import Request
+from tinybeauty.face_models import load_face_models
+from tinybeauty.videos import Followed, Follower, paint_frame, to_picture, view_planes
+from tinybeauty_apply import main, open_look
+
+av = pytest.importorskip("av", reason="PyAV is not installed")
+LOOK = ROOT / "tinybeauty_model" / "pretrained" / "evening.pt"
+SIZE = (352, 288)
+RATE = Fraction(24000, 1001)
+
+
+def draw_frames(count: int, faces: bool = True) -> list[np.ndarray]:
+    """Return frames of a drawn person who moves to the right, with a camera's noise."""
+    person, rng = Image.fromarray(draw_pair(7, 256, 42)[0]), np.random.default_rng(0)
+    frames = []
+    for number in range(count):
+        picture = Image.new("RGB", SIZE, (110, 120, 115))
+        if faces:
+            picture.paste(person, (20 + number, 16))
+        frames.append(
+            (np.asarray(picture) + rng.normal(0, 2, (*SIZE[::-1], 3))).clip(0, 255).astype(np.uint8)
+        )
+    return frames
+
+
+def write_video(
+    path: Path, frames: list[np.ndarray], codec: str = "libx264", pixels: str = "yuv420p", rotation: int = 0
+) -> Path:
+    """Write frames, and a tone of the same length."""
+    with av.open(str(path), "w") as file:
+        picture = file.add_stream(codec, rate=RATE, options={"crf": "12"})
+        picture.width, picture.height, picture.pix_fmt = *SIZE, pixels
+        if rotation:
+            picture.set_display_rotation(rotation)
+        sound = file.add_stream("libopus" if path.suffix == ".webm" else "aac", rate=48000, layout="mono")
+        for number, frame in enumerate(frames):
+            file.mux(picture.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+            tone = np.sin(np.arange(2002 * number, 2002 * (number + 1)) / 17) * 8000
+            samples = av.AudioFrame.from_ndarray(tone.astype(np.int16)[None], format="s16", layout="mono")
+            samples.sample_rate, samples.pts = 48000, 2002 * number
+            file.mux(sound.encode(samples))
+        file.mux(picture.encode(None))
+        file.mux(sound.encode(None))
+    return path
+
+
+def read_video(path: Path) -> tuple[list[np.ndarray], dict[str, object], list[bytes]]:
+    """Return the frames (H, W, 3), what is said about them, and the packets of the sound."""
+    with av.open(str(path)) as file:
+        stream = file.streams.video[0]
+        frames = list(file.decode(stream))
+        first = frames[0]
+        about = {
+            "size": (first.width, first.height),
+            "rotation": first.rotation,
+            "format": first.format.name,
+            "rate": stream.average_rate,
+            "times": [float(frame.time) for frame in frames],
+        }
+        pictures = [frame.to_ndarray(format="rgb24").astype(int) for frame in frames]
+    with av.open(str(path)) as file:
+        return pictures, about, [bytes(packet) for packet in file.demux(audio=0) if packet.size]
+
+
+@pytest.fixture
+def apply(face_models, capsys):
+    """Return a function that runs the command in this process: (exit code, stdout, stderr)."""
+
+    def call(*argv: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = main([str(word) for word in (*argv, "--look", LOOK, "--face_models", face_models)])
+        return code, *capsys.readouterr()
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "pixels", "rotation"),
+    [
+        ("a.mp4", "libx264", "yuv420p", 0),
+        ("turned.mov", "libx264", "yuv420p", -90),
+        ("full.mkv", "libx264", "yuv444p", 0),
+        ("deep.mp4", "libx265", "yuv420p10le", 0),
+        ("b.webm", "libvpx-vp9", "yuv420p", 0),
+    ],
+)
+def test_size_rate_rotation_and_sound_stay(apply, tmp_path, name, codec, pixels, rotation):
+    source = write_video(tmp_path / name, draw_frames(6), codec, pixels, rotation)
+    code, stdout, stderr = apply(source, "--out", tmp_path / "out")
+    assert (code, stdout, stderr) == (0, f"1 of 1 written to {tmp_path / 'out'}\n", "")
+    before, about, sound = read_video(source)
+    after, about_after, sound_after = read_video(tmp_path / "out" / name)
+    assert about_after == about
+    assert sound_after == sound
+    for one, other in zip(before, after, strict=True):
+        change = np.abs(other - one).max(2)
+        assert change[60:250, 60:240].max() > 40  # the makeup, from the first frame on
+        assert change[:, :12].mean() < 4  # compressed anew, otherwise the same
+    again = apply(source, "--out", tmp_path / "out")
+    assert again[1] == f"0 of 1 written to {tmp_path / 'out'}, 1 were there already\n"
+
+
+def test_before_and_after_side_by_side(apply, tmp_path):
+    frames = draw_frames(4)
+    plain, turned = (write_video(tmp_path / f"{turn}.mp4", frames, rotation=turn) for turn in (0, -90))
+    assert apply(plain, turned, "--out", tmp_path / "out", "--compare")[0] == 0
+    both, about, _ = read_video(tmp_path / "out/0_compare.mp4")
+    assert about["size"] == (704, 288)
+    assert np.abs(both[0][:, :352] - frames[0]).mean() < 4
+    assert np.abs(both[0][:, 352:] - both[0][:, :352]).max() > 40
+    both, about, _ = read_video(tmp_path / "out/-90_compare.mp4")
+    assert (about["size"], about["rotation"]) == ((352, 576), -90)
+    upright = np.rot90(both[0], -1)  # as it is shown
+    assert np.abs(np.rot90(upright[:, :288]) - frames[0]).mean() < 4
+    assert np.abs(upright[:, 288:] - upright[:, :288]).max() > 40
+
+
+def test_outside_the_square_the_planes_are_the_same(face_models):
+    for pixels in ("yuv420p", "yuv444p", "yuvj420p", "yuv420p10le"):
+        frame = av.VideoFrame.from_ndarray(draw_frames(1)[0], format="rgb24").reformat(format=pixels)
+        before = [plane.copy() for plane in view_planes(frame)]
+        picture = to_picture(frame)
+        face = Follower(load_face_models(face_models), Request()).follow(picture)[0]
+        half = Followed(0.4 * face.points + (100, 70), 1.0)  # a small face, so that there is much outside
+        paint_frame(frame, picture, half, open_look(LOOK), Request())
+        for plane, old in zip(view_planes(frame), before, strict=True):
+            change = np.abs(plane.astype(int) - old)[..., 0]
+            assert change.max() > 0
+            assert change[: change.shape[0] // 6].max() == change[:, : change.shape[1] // 6].max() == 0
+
+
+def test_a_still_face_does_not_shimmer(face_models):
+    """On photos it moves by 0.05 to 0.2 px RMS of 256, and flickers 0.97 to 0.99 times as the video."""
+    rng = np.random.default_rng(0)
+    base = np.asarray(Image.fromarray(draw_pair(7, 256, 42)[0])).astype(float)
+    follower = Follower(load_face_models(face_models), Request())
+    quads, before, after = [], [], []
+    for _ in range(16):
+        picture = (base + rng.normal(0, 3, base.shape)).clip(0, 255).astype(np.uint8)
+        frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(format="yuv444p")
+        before.append(view_planes(frame)[0].astype(float))
+        one = follower.follow(Image.fromarray(picture))[0]
+        paint_frame(frame, Image.fromarray(picture), one, open_look(LOOK), Request())
+        after.append(view_planes(frame)[0].astype(float))
+        corners = one.points[[33, 263, 61, 291]]
+        quads.append(corners)
+    moved = np.stack(quads[4:])
+    assert np.sqrt(((moved - moved.mean(0)) ** 2).sum(2).mean()) < 0.5
+    touched = np.abs(after[-1] - before[-1])[..., 0] > 3
+    flicker = [np.std(frames[4:], axis=0)[touched].mean() for frames in (before, after)]
+    assert flicker[1] < 1.2 * flicker[0]
+
+
+def test_a_face_that_comes_and_goes(face_models):
+    follower = Follower(load_face_models(face_models), Request())
+    wall, person = (Image.fromarray(draw_frames(1, faces)[0]) for faces in (False, True))
+    assert follower.follow(wall) == []
+    for _ in range(12):
+        seen = follower.follow(person)
+    assert [one.weight for one in seen] == [1.0]
+    assert follower.follow(wall) == []
+
+
+def test_videos_that_cannot_be_done(apply, tmp_path):
+    write_video(tmp_path / "wall.mp4", draw_frames(3, faces=False))
+    good = write_video(tmp_path / "cut.mp4", draw_frames(3)).read_bytes()
+    (tmp_path / "cut.mp4").write_bytes(good[: len(good) // 2])
+    (tmp_path / "empty.mov").touch()
+    code, stdout, stderr = apply(tmp_path, "--out", tmp_path / "out")
+    assert (code, stdout) == (1, f"0 of 3 written to {tmp_path / 'out'}\n")
+    lines = stderr.splitlines()
+    assert lines[0] == "error: 3 could not be done:"
+    assert f"  {tmp_path / 'wall.mp4'}: no face found in any frame" in lines
+    assert any(line.startswith(f"  {tmp_path / 'cut.mp4'}: FFmpeg says: ") for line in lines)
+    assert any(line.startswith(f"  {tmp_path / 'empty.mov'}: ") for line in lines)
+    assert not list((tmp_path / "out").glob("*.m*"))
+    assert not list((tmp_path / "out").glob(".*.m*"))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="sends a signal")
+def test_ctrl_c_leaves_no_half_video(face_models, tmp_path):
+    source = write_video(tmp_path / "long.mp4", draw_frames(8) * 30)
+    command = [
+        sys.executable,
+        ROOT / "tinybeauty_apply.py",
+        source,
+        "--look",
+        LOOK,
+        "--out",
+        tmp_path / "out",
+    ]
+    process = subprocess.Popen(
+        [*command, "--face_models", face_models], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    partial = tmp_path / "out" / ".long.partial.mp4"
+    while process.poll() is None and not (partial.exists() and partial.stat().st_size):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert stderr.strip().endswith("stopped; the same command goes on where it was")
+    assert "Traceback" not in stderr
+    assert stdout == ""
+    assert not list((tmp_path / "out").glob("*.mp4")) and not partial.exists()
