@@ -9,6 +9,7 @@ import re
 import stat
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 from conftest import NETWORKS, SCRIPT, SMALL, read_rows
@@ -83,13 +84,13 @@ class FakeRun:
     """Stands for WandB's run, which online would need an account."""
 
     def __init__(self, mode: str) -> None:
-        self.id, self.offline, self.url, self.ended = f"{mode}-id", mode == "offline", "https://board", False
+        self.id, self.offline, self.url, self.ended = f"{mode}-id", mode == "offline", "https://board", None
 
     def define_metric(self, *names: str, **options: str) -> None:
         pass
 
-    def finish(self) -> None:
-        self.ended = True
+    def finish(self, exit_code: int) -> None:
+        self.ended = exit_code
 
 
 @pytest.fixture
@@ -113,7 +114,13 @@ def start(tmp_path, monkeypatch):
         monkeypatch.delenv("WANDB_MODE", raising=False)
         if environment:
             monkeypatch.setenv("WANDB_MODE", environment)
-        return Tracker(mode, "faces", tmp_path, {"seed": 1}, "earlier"), modes
+        session = SimpleNamespace(settings=SimpleNamespace(mode="online"))
+        monkeypatch.setattr(wandb, "setup", lambda: session)
+        monkeypatch.setattr(wandb, "teardown", lambda exit_code: None)
+        tracker = Tracker()
+        facts = {"seed": 1, "wandb_mode": mode, "wandb_project": "faces", "output_dir": str(tmp_path)}
+        assert tracker.start(facts, "earlier", leads=True) == tracker.run_id
+        return tracker, modes
 
     return start
 
@@ -151,22 +158,32 @@ def test_where_nothing_works_it_is_off(start, capsys):
     tracker, _ = start("offline", None, False, broken="offline")
     assert tracker.describe() == "WandB is off"
     assert tracker.run_id == "earlier"  # so that a later resume can go on with it
-    with tracker:
-        tracker.log({"epoch": 1}, None)
-        tracker.log_files([])
+    tracker.log({"epoch": 1}, None)
+    tracker.log_files([])
+    assert tracker.finish(0) == 0
     assert capsys.readouterr().out.count("training goes on") == 1
 
 
-def test_leaving_ends_the_run_also_after_an_error(start):
+@pytest.mark.parametrize("exit_code", [0, 1, 143])
+def test_the_end_says_how_it_ended(start, exit_code):
     tracker, _ = start("offline", None, False)
-    with pytest.raises(ZeroDivisionError), tracker:
-        raise ZeroDivisionError
-    assert tracker.run.ended
+    run = tracker.run
+    assert tracker.finish(exit_code) == exit_code
+    assert run.ended == exit_code
+
+
+def test_those_that_do_not_lead_have_none(tmp_path):
+    tracker = Tracker()
+    facts = {"wandb_mode": "offline", "wandb_project": "faces", "output_dir": str(tmp_path)}
+    assert tracker.start(facts, "earlier", leads=False) == "earlier"
+    assert tracker.describe() == "WandB is off"
 
 
 def test_without_wandb_training_goes_on(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "wandb", None)  # as where it is not installed
-    tracker = Tracker("offline", "faces", tmp_path, {}, None)
+    tracker = Tracker()
+    facts = {"wandb_mode": "offline", "wandb_project": "faces", "output_dir": str(tmp_path)}
+    assert tracker.start(facts, None, leads=True) is None
     assert tracker.describe() == "WandB is off"
     assert "training goes on" in capsys.readouterr().out
 

@@ -79,11 +79,13 @@ class Tracker:
     would have been, WandB is left alone. `finish` ends it, after all that a person needs is printed.
 
     Attributes:
+        run_id: WandB's name of the run, or what it was before where WandB is off.
         in_a_hurry: do not wait at the end, the person wants out.
     """
 
     def __init__(self) -> None:
         self.run: Any = None
+        self.run_id: str | None = None
         self.in_a_hurry = False
         self._session: Any = None
         self._stuck = False
@@ -105,7 +107,8 @@ class Tracker:
         mode = choose_mode(settings["wandb_mode"]) if leads else "disabled"
         if mode != "disabled":
             self._start(mode, settings, run_id)
-        return self.run.id if self.run is not None else run_id
+        self.run_id = self.run.id if self.run is not None else run_id
+        return self.run_id
 
     def _start(self, mode: str, settings: dict[str, Any], run_id: str | None) -> None:
         os.environ.setdefault("WANDB_SILENT", "true")
