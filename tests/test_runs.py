@@ -22,7 +22,9 @@ from tinybeauty.runs import (
     check_finite,
     check_pairs,
     describe_resume,
+    is_ours,
     open_output_dir,
+    to_yaml,
 )
 from tinybeauty_training import Config
 
@@ -220,3 +222,12 @@ def test_a_signal_is_a_request_and_a_second_one_ends_at_once(number):
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), number)
     assert signal.getsignal(number) is before
+
+
+def test_settings_that_an_earlier_version_wrote_are_ours_and_edited_ones_are_not(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_bytes(to_yaml(Config().model_dump()))  # as commit 63f4540 did
+    assert is_ours(path)
+    for text in (b"# mine\n" + path.read_bytes(), b"epochs: 3\n", path.read_bytes() + b"\n", b"- 1\n", b"\0"):
+        path.write_bytes(text)
+        assert not is_ours(path)

@@ -25,6 +25,7 @@ from tinybeauty.files import lock_folder, make_folder, save_bytes
 from tinybeauty.images import describe_reader, read_resized
 from tinybeauty.oddities import LOOK, Signs, are_plausible, describe_oddities, describe_unread, look_over
 from tinybeauty.pairs import Pair, join_problems, match_pairs, split_pairs
+from tinybeauty.workers import count_cores
 
 DECODED_AT_ONCE = 64  # pairs; bounds the memory while decoding
 
@@ -240,7 +241,9 @@ class PixelCache:
     def _decode(self, pairs: list[Pair], write: Callable[[int, np.ndarray], None]) -> dict[str, list[str]]:
         broken = {}
         with (
-            ThreadPoolExecutor() as executor,  # Pillow decodes and resizes outside of Python's lock
+            ThreadPoolExecutor(
+                min(count_cores() + 4, 32)
+            ) as executor,  # Pillow decodes and resizes outside of Python's lock
             tqdm(desc="reading pairs", total=len(pairs), unit="pair", disable=None, leave=False) as bar,
         ):
             for first in range(0, len(pairs), DECODED_AT_ONCE):

@@ -49,13 +49,24 @@ EFFECTS = {
 EFFECTS |= dict.fromkeys(("eyeliner_weight", "psnr_weight"), EFFECTS["l1_weight"])
 
 
+def to_yaml(values: dict[str, Any]) -> bytes:
+    """Return settings as a YAML file, in their order."""
+    return yaml.safe_dump(values, sort_keys=False).encode()
+
+
 def is_ours(path: Path) -> bool:
     """Return whether a file of settings is as a run has written it; one that a person edited is theirs."""
     try:
-        head, body = path.read_bytes().split(b"\n", 1)
-    except (OSError, ValueError):
+        text = path.read_bytes()
+        head, body = text.split(b"\n", 1)
+        if head + b"\n" == SETTINGS_HEAD % zlib.crc32(body):
+            return True
+        # Earlier versions wrote no first line, but every setting, in their order, as YAML does by itself.
+        values = yaml.safe_load(text)
+        keys = list(values) if isinstance(values, dict) else []
+        return {"data_dir", "wandb_project"} <= {*keys[:1], *keys[-1:]} and to_yaml(values) == text
+    except (OSError, ValueError, yaml.YAMLError):
         return False
-    return head + b"\n" == SETTINGS_HEAD % zlib.crc32(body)
 
 
 def find_outputs(folder: Path) -> list[Path]:
@@ -103,7 +114,7 @@ class OutputDir:
         Raises:
             UserError: they cannot be written.
         """
-        body = yaml.safe_dump(used, sort_keys=False).encode()
+        body = to_yaml(used)
         there = self.path / SETTINGS
         theirs = there not in self.outdated and there.exists() and not is_ours(there)
         self.save(SETTINGS_BESIDE if theirs else SETTINGS, SETTINGS_HEAD % zlib.crc32(body) + body)
