@@ -42,7 +42,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from tinybeauty import devices, reporting, runs, settings, shipping
-from tinybeauty.cache import PixelCache, choose_cache_dir, read_pairs
+from tinybeauty.cache import PixelCache, read_pairs
 from tinybeauty.devices import Team
 from tinybeauty.errors import Parser, UserError, run_command
 from tinybeauty.layers import ConvNormReLU, Upsample, count_multiply_adds, count_parameters, separable
@@ -625,14 +625,12 @@ def load_data(config: Config) -> tuple[MakeupPairs, MakeupPairs]:
     if lacks_demo(data_dir, (Path(DEMO_DIR), HERE / DEMO_DIR)):
         print(f"{data_dir} does not exist yet: drawing demo pairs (your own: --data_dir FOLDER)", flush=True)
         draw_demo_pairs(HERE / "data" / "make_demo.py", data_dir)
-    folder = choose_cache_dir(config.cache_dir, data_dir)
-    train_pairs, val_pairs, cache = read_pairs(
-        data_dir, config.image_size, folder, config.skip_bad_pairs, config.val_fraction, config.person_pattern
-    )
+    how = (config.skip_bad_pairs, config.val_fraction, config.person_pattern)
+    train_pairs, val_pairs, cache = read_pairs(data_dir, config.image_size, config.cache_dir, *how)
     train_set, val_set = MakeupPairs(train_pairs, cache), MakeupPairs(val_pairs, cache)
     masks = int(train_set.has_mask.sum() + val_set.has_mask.sum())
     print(reporting.describe_data(config.data_dir, len(train_set), len(val_set), masks))
-    print(f"          decoded into {folder or 'memory'}, {cache.pixels.nbytes / 1e6:,.0f} MB")
+    print(f"          decoded into {cache.folder or 'memory'}, {cache.pixels.nbytes / 1e6:,.0f} MB")
     return train_set, val_set
 
 

@@ -57,7 +57,7 @@ class DecodedEachTime(Dataset):
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
         """Return (source, target, eye_mask)."""
-        pixels, *_ = decode_pair(self.pairs[index], self.image_size)
+        pixels = decode_pair(self.pairs[index], self.image_size).pixels
         return program.to_images(torch.from_numpy(pixels))
 
 

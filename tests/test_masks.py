@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
-from profiles import make_grey_profile, make_rgb_profile
+from profiles import add_chunks, make_grey_profile, make_rgb_profile
 
 from tinybeauty.cache import decode_pair
 from tinybeauty.images import read_image
@@ -61,10 +62,11 @@ MASKS = {  # name: the mask as a picture, suffix, what it is read as
 
 
 def save_mask(folder: Path, name: str) -> Path:
-    image, suffix, _ = MASKS[name]
+    image, suffix = MASKS[name][0].copy(), MASKS[name][1]
     path = folder / f"mask{suffix}"
+    key = image.info.pop("transparency", None) if "16 bits" in name else None
     image.save(path, **({"lossless": True} if suffix == ".webp" else {}))
-    return path
+    return path if key is None else add_chunks(path, {b"tRNS": struct.pack(">H", key)})
 
 
 @pytest.mark.parametrize("name", MASKS)
@@ -82,11 +84,9 @@ def test_a_profile_does_not_change_a_mask(tmp_path, mode, profile):
 
 
 def test_pictures_still_lie_over_white(tmp_path):
-    for name in ("white on transparent", "white on transparent, LA", "transparent palette"):
+    names = ("white on transparent", "white on transparent, LA", "transparent palette")
+    for name in (*names, "16 bits, black is transparent"):
         assert read_image(save_mask(tmp_path, name), "RGB", SIZE).min() == 255
-    key = MASKS["16 bits, black is transparent"][0]
-    key.save(tmp_path / "key.png")
-    assert read_image(tmp_path / "key.png", "RGB", SIZE).min() == 255
 
 
 def test_a_pair_is_decoded_with_its_mask_over_black(tmp_path):

@@ -31,10 +31,10 @@ def data_dir(faces, tmp_path) -> Path:
     return tmp_path / "faces"
 
 
-def find_oddities(data_dir: Path, capsys, size: int = 128, folder: Path | None = None) -> list[str]:
+def find_oddities(data_dir: Path, capsys, size: int = 128, cache_dir: Path | str = "") -> list[str]:
     """Return what is printed of oddities while the pairs are read."""
     capsys.readouterr()
-    read_pairs(data_dir, size, folder, skip_bad=False, val_fraction=0.25, person_pattern="(.+)")
+    read_pairs(data_dir, size, str(cache_dir), skip_bad=False, val_fraction=0.25, person_pattern="(.+)")
     lines = capsys.readouterr().out.splitlines()
     return [line.removeprefix("data looks odd: ") for line in lines if line.startswith("data looks odd: ")]
 
@@ -258,7 +258,7 @@ def test_photos_as_masks_are_named(data_dir, capsys):
 
 
 def find_sides(data_dir: Path) -> tuple[list[str], list[str]]:
-    train, val, _ = read_pairs(data_dir, SIZE, None, skip_bad=False, val_fraction=0.25, person_pattern="(.+)")
+    train, val, _ = read_pairs(data_dir, SIZE, "", skip_bad=False, val_fraction=0.25, person_pattern="(.+)")
     return [pair.stem for pair in train], [pair.stem for pair in val]
 
 
@@ -340,10 +340,10 @@ def test_it_is_said_again_on_a_second_start_and_not_after_it_is_mended(data_dir,
     good = (data_dir / "eye_mask" / "face_0001.png").read_bytes()
     change(data_dir, "eye_mask", ImageOps.invert, count=2)
     (tmp_path / "cache").mkdir()
-    first = find_oddities(data_dir, capsys, folder=tmp_path / "cache")
-    assert find_oddities(data_dir, capsys, folder=tmp_path / "cache") == first != []
+    first = find_oddities(data_dir, capsys, cache_dir=tmp_path / "cache")
+    assert find_oddities(data_dir, capsys, cache_dir=tmp_path / "cache") == first != []
     (data_dir / "eye_mask" / "face_0001.png").write_bytes(good)
-    (line,) = find_oddities(data_dir, capsys, folder=tmp_path / "cache")
+    (line,) = find_oddities(data_dir, capsys, cache_dir=tmp_path / "cache")
     assert line.startswith("1 of 32 eye masks are white")
 
 
@@ -367,12 +367,12 @@ def test_a_hostile_cache_cannot_write_on_the_screen(data_dir, tmp_path, capsys):
 
     change(data_dir, "eye_mask", lambda mask: mask.point(lambda value: value // 255), count=1)
     (tmp_path / "cache").mkdir()
-    before = find_oddities(data_dir, capsys, folder=tmp_path / "cache")
-    (path,) = (tmp_path / "cache").glob("pairs_*.json")
+    before = find_oddities(data_dir, capsys, cache_dir=tmp_path / "cache")
+    (path,) = (tmp_path / "cache").glob("*/pairs_*.json")
     # A sequence that clears the screen, a fault and a thumb that are none.
     for old, new in ((b"at most 1", b"\\u001b[2J"), (b"mask dark", b"mask door"), (b'],"', b'],"!')):
         body = path.read_bytes().split(b"\n", 1)[1]
         assert old in body
         body = body.replace(old, new)
         path.write_bytes(b"%08x\n%s" % (zlib.crc32(body), body))
-        assert find_oddities(data_dir, capsys, folder=tmp_path / "cache") == before
+        assert find_oddities(data_dir, capsys, cache_dir=tmp_path / "cache") == before

@@ -333,7 +333,7 @@ def describe_broken(broken: dict[str, list[str]]) -> str:
 def read_pairs(
     data_dir: Path,
     image_size: int,
-    folder: Path | None,
+    cache_dir: str,
     skip_bad: bool,
     val_fraction: float,
     person_pattern: str,
@@ -345,7 +345,7 @@ def read_pairs(
     Args:
         data_dir: the data set.
         image_size: as in `decode_pairs`, like the next two.
-        folder: of the cache.
+        cache_dir: as in `choose_cache_dir`.
         skip_bad: leave out the pairs that cannot be read.
         val_fraction: as in `split_pairs`, like the next one.
         person_pattern: which pairs are of one person.
@@ -356,6 +356,7 @@ def read_pairs(
     for line in describe_unread(data_dir):
         print(f"data looks odd: {line}")
     (pairs, alone, problems), parts = match_pairs(data_dir), ([], [])
+    folder = choose_cache_dir(cache_dir, data_dir)  # not before: it would make a data_dir that is not there
     try:
         parts = split_pairs(sorted(pairs + alone), val_fraction, person_pattern) if pairs else parts
     except UserError as error:
