@@ -274,7 +274,7 @@ def choose_cache_dir(cache_dir: str, data_dir: Path) -> Path | None:
     Raises:
         UserError: the configured folder cannot be written to.
     """
-    if not cache_dir or not data_dir.is_dir():  # of a folder that is not there nothing is decoded, or made
+    if not cache_dir:
         return None
     data_dir, place = data_dir.resolve(), Path(cache_dir)
     if cache_dir == "auto":
