@@ -22,7 +22,7 @@ from PIL import Image
 
 from tinybeauty.alignment import align, find_quad, find_square, find_way_back
 from tinybeauty.errors import LeftOut, UserError
-from tinybeauty.face_models import FILES, FaceModels, fetch_face_models, find_bad_files, find_cache
+from tinybeauty.face_models import FILES, FaceModels, fetch_face_models
 from tinybeauty.faces import (
     Face,
     check_colours,
@@ -34,7 +34,6 @@ from tinybeauty.faces import (
 )
 
 ROOT = Path(__file__).resolve().parent.parent
-CACHE = find_cache()  # the user's: conftest.py moves HOME away before the tests run
 RECORD = Path(__file__).with_name("faces.json")
 SCENE = Path(__file__).with_name("drawn_scene.jpg")  # two drawn faces, one of them tilted by 35 degrees
 # Squares around a face: top left corner, the vectors along the upper and the left side. The second is tilted.
@@ -83,17 +82,8 @@ def record(python: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def folder() -> Path:
-    """The three models: from the user's cache, or else fetched once for this run."""
-    try:
-        return CACHE if not find_bad_files(CACHE) else fetch_face_models()
-    except UserError as error:
-        pytest.skip(f"the face models cannot be had: {error}")
-
-
-@pytest.fixture(scope="module")
-def models(folder) -> FaceModels:
-    return FaceModels(folder)
+def models(face_models) -> FaceModels:
+    return FaceModels(face_models)
 
 
 @pytest.fixture(scope="module")
@@ -278,22 +268,22 @@ def read_models(folder: Path) -> dict[str, bytes]:
     return {name: (folder / name).read_bytes() for name in FILES}
 
 
-def test_the_models_come_once_and_a_damaged_one_again(folder, shelf, tmp_path, capfd):
-    make_wheel(shelf, read_models(folder))
+def test_the_models_come_once_and_a_damaged_one_again(face_models, shelf, tmp_path, capfd):
+    make_wheel(shelf, read_models(face_models))
     cache = fetch_face_models()
     assert cache == tmp_path / "cache" / "tinybeauty" / "face_models"
-    assert read_models(cache) == read_models(folder)
+    assert read_models(cache) == read_models(face_models)
     assert {path.name for path in cache.iterdir()} == set(FILES)
     assert "fetching the face models, once" in capfd.readouterr().err
     assert fetch_face_models() == cache
     assert capfd.readouterr().err == ""
     victim = cache / next(iter(FILES))
     victim.write_bytes(victim.read_bytes()[:-1])
-    assert read_models(fetch_face_models()) == read_models(folder)
+    assert read_models(fetch_face_models()) == read_models(face_models)
 
 
-def test_two_processes_fetch_at_once(folder, shelf, tmp_path):
-    make_wheel(shelf, read_models(folder))
+def test_two_processes_fetch_at_once(face_models, shelf, tmp_path):
+    make_wheel(shelf, read_models(face_models))
     code = "from tinybeauty.face_models import fetch_face_models; print(fetch_face_models())"
     runs = [
         subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE) for _ in range(2)
@@ -301,7 +291,7 @@ def test_two_processes_fetch_at_once(folder, shelf, tmp_path):
     assert {run.communicate()[0].decode().strip() for run in runs} == {
         str(tmp_path / "cache/tinybeauty/face_models")
     }
-    assert read_models(tmp_path / "cache/tinybeauty/face_models") == read_models(folder)
+    assert read_models(tmp_path / "cache/tinybeauty/face_models") == read_models(face_models)
 
 
 def test_another_file_than_ours_is_refused_and_not_kept(shelf, tmp_path):
@@ -342,9 +332,9 @@ def test_a_cache_that_cannot_be_written(shelf, tmp_path):
         fetch_face_models()
 
 
-def test_a_given_folder_is_used_as_it_is(folder, shelf, tmp_path):
+def test_a_given_folder_is_used_as_it_is(face_models, shelf, tmp_path):
     given = tmp_path / "given"
-    shutil.copytree(folder, given)
+    shutil.copytree(face_models, given)
     assert fetch_face_models(given) == given
     last = list(FILES)[-1]
     (given / last).unlink()
