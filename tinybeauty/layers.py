@@ -85,6 +85,8 @@ class ConvNormReLU(nn.Module):
 
     def fold_(self) -> None:
         """Put the BatchNorm into the last convolutions: the same function, one layer less on a phone."""
+        if isinstance(self.norm, nn.Identity):  # it is there already
+            return
         for branch in self.branches:
             branch[-1] = fuse_conv_bn_eval(branch[-1].eval(), self.norm.eval())
         for branch in self.branches[1:]:
