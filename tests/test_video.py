@@ -178,6 +178,19 @@ def test_a_face_that_comes_and_goes(face_models):
     assert follower.follow(wall) == []
 
 
+def test_faces_without_makeup_are_named(apply, tmp_path):
+    frames = draw_frames(3)
+    grey = [frame.mean(2, keepdims=True).repeat(3, 2).astype(np.uint8) for frame in frames]
+    write_video(tmp_path / "grey.mp4", grey)
+    code, stdout, stderr = apply(tmp_path / "grey.mp4", "--out", tmp_path / "out")
+    assert (code, stdout) == (1, f"0 of 1 written to {tmp_path / 'out'}\n")
+    assert "in frame 1: grey: " in stderr
+    good = write_video(tmp_path / "good.mp4", frames)
+    code, stdout, stderr = apply(good, "--out", tmp_path / "out", "--smallest", "400")
+    assert code == 1
+    assert "in frame 1: too small: " in stderr and "400 are needed" in stderr
+
+
 def test_videos_that_cannot_be_done(apply, tmp_path):
     write_video(tmp_path / "wall.mp4", draw_frames(3, faces=False))
     good = write_video(tmp_path / "cut.mp4", draw_frames(3)).read_bytes()
