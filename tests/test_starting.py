@@ -62,7 +62,7 @@ def test_the_last_layer_is_found_again():
         other.out.bias.add_(0.2)
     assert starting.refit_(other, batches) > 30
     for source, target, _ in batches:
-        torch.testing.assert_close(source + other(source), target, atol=2e-3, rtol=0)
+        torch.testing.assert_close(source + other(source), target, atol=1e-2, rtol=0)
 
 
 def test_the_gain_of_a_fit_is_that_of_the_network():

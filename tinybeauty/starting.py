@@ -61,7 +61,7 @@ def choose_settings(count: int) -> dict[str, Any]:
     What ends the run before it learns these faces by heart is its number of steps, the rate falling to 0:
     of a handful nobody can be spared to watch over it.
     """
-    steps = 120 if count < NOBODY else 300
+    steps = 120 if count < 15 else 240 if count < NOBODY else 300
     return {
         "val_fraction": 0.0 if count < NOBODY else 0.1,
         "repeats": max(1, round(steps * BATCH / (count * EPOCHS))),
