@@ -158,10 +158,10 @@ def find_people(stems: list[str], person_pattern: str) -> dict[str, str]:
 def split_pairs(pairs: list[Pair], val_fraction: float, person_pattern: str) -> tuple[list[Pair], list[Pair]]:
     """Return (training, validation) pairs, split by a hash of the person.
 
-    Variants are trained on alone: those of people held out are on neither side, so that scores compare with
+    Variants are only trained on: those of people held out are on neither side, so that scores compare with
     those of a run without variants. No person is on both sides, and adding or removing a pair moves no other
-    pair: who is held out depends on the name alone. So the share is `val_fraction` on the average, not to the pair. Where the
-    hash leaves a side empty (a handful of people), the person nearest to it goes there.
+    pair: who is held out depends on the name alone. So the share is `val_fraction` on the average, not to
+    the pair. Where the hash leaves a side empty (a handful of people), the person nearest to it goes there.
 
     Raises:
         UserError: there are fewer than two people, or the pattern does not match a stem.
