@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 import sys
 
 import numpy as np
@@ -168,8 +169,6 @@ def test_warmer_light_has_more_red_and_the_same_luminance():
 
 
 def test_training_takes_variants(photos, tmp_path):
-    import subprocess
-
     mine = tmp_path / "photos"
     for number in range(8):
         save_photo(mine, f"face_{number}.png", draw_face(MEAN, (128, 128), seed=number), MEAN / 2)
