@@ -180,7 +180,7 @@ def find_exposure(luminance: Array, points: Array, share: float) -> float:
     ImageDraw.Draw(mask).polygon([tuple(point) for point in points[list(FACE_OVAL)].tolist()], fill=255)
     face = luminance[np.asarray(mask) > 0]
     middle, bright = np.percentile(face if face.size else luminance, (50, 97)).clip(1e-4)
-    # 0.03 is grey level 48 of 255, 0.85 is 237. Not over 1.8 stops darker and 1.2 lighter, which would raise its noise.
+    # 0.03 is grey level 48 of 255, 0.85 is 237; over 1.2 stops its noise would show.
     darkest = np.clip(np.log2(0.03 / middle), -1.8, 0.0)
     lightest = np.clip(np.log2(0.85 / bright), 0.0, 1.2)
     return float(np.exp2(share * lightest if share > 0 else -share * darkest))
