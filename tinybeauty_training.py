@@ -46,7 +46,7 @@ from tinybeauty.cache import PixelCache, read_pairs
 from tinybeauty.devices import Team
 from tinybeauty.errors import Parser, UserError, run_command
 from tinybeauty.layers import ConvNormReLU, Upsample, count_parameters, separable
-from tinybeauty.pairs import Pair, PersonPattern, draw_demo_pairs, lacks_demo
+from tinybeauty.pairs import Pair, PersonPattern, count_variants, draw_demo_pairs, lacks_demo
 from tinybeauty.progress import FINAL, Progress
 from tinybeauty.runs import OutputDir, StopRequest, check_finite
 from tinybeauty.settings import Folder, FolderOrNothing
@@ -636,7 +636,7 @@ def load_data(config: Config) -> tuple[MakeupPairs, MakeupPairs]:
         train_pairs = val_pairs = sorted(train_pairs + val_pairs)
     train_set, val_set = MakeupPairs(train_pairs, cache), MakeupPairs(val_pairs, cache)
     masks = (train_set.has_mask, val_set.has_mask[: len(val_set) if config.val_fraction else 0])
-    print(reporting.describe_data(config.data_dir, *masks))
+    print(reporting.describe_data(config.data_dir, *masks, count_variants(train_set.stems)))
     print(f"          decoded into {cache.folder or 'memory'}, {cache.pixels.nbytes / 1e6:,.0f} MB")
     return train_set, val_set
 

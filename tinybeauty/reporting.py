@@ -95,13 +95,12 @@ def describe_psnr(val_fraction: float) -> str:
     return f"psnr is on {whose}, in brackets the gain over leaving faces as they are"
 
 
-def describe_data(data_dir: str, train: Tensor, held_out: Tensor) -> str:
-    """Return what is printed of the pairs, given as which of them have an eye mask, (N,) bool each."""
+def describe_data(data_dir: str, train: Tensor, held_out: Tensor, variants: int = 0) -> str:
+    """Return what is printed of the pairs: which have an eye mask, (N,) bool each, how many are variants."""
     count, masks = len(train) + len(held_out), int(train.sum() + held_out.sum())
-    text = (
-        f"data      {count:,} pairs in {data_dir}: {len(train):,} for training, {len(held_out):,} held out, "
-    )
-    text += f"{masks:,} eye masks"
+    of_them = f" ({variants:,} of them variants; validation is on originals)" if variants else ""
+    text = f"data      {count:,} pairs in {data_dir}: {len(train):,} for training{of_them}, "
+    text += f"{len(held_out):,} held out, {masks:,} eye masks"
     if masks < count:
         text += f"\n          {count - masks:,} have none: there the eyeliner loss looks at the whole image"
     return text
