@@ -51,7 +51,7 @@ from tinybeauty.progress import FINAL, Progress
 from tinybeauty.runs import OutputDir, StopRequest, check_finite
 from tinybeauty.settings import Folder, FolderOrNothing
 from tinybeauty.tracking import Tracker, WandbMode, find_trial
-from tinybeauty.variation import Plan, plan_epoch, vary
+from tinybeauty.variation import Plan, plan_epoch, vary_batch
 from tinybeauty.workers import read_ahead
 
 HERE = Path(__file__).resolve().parent
@@ -324,7 +324,7 @@ def load_batches(
             pixels = torch.where(mirrored, pixels.flip(2), pixels)
         source, target, eye_mask = to_images(pixels)
         if plan is not None and plan.ways is not None:
-            source, target, eye_mask = vary(source, target, eye_mask, plan.ways[indices].to(device))
+            source, target, eye_mask = vary_batch(source, target, eye_mask, plan.ways[indices].to(device))
         layout = torch.channels_last  # the convolutions' own on a CPU: a step takes half the time
         yield source.contiguous(memory_format=layout), target.contiguous(memory_format=layout), eye_mask
 
@@ -632,11 +632,10 @@ def load_data(config: Config) -> tuple[MakeupPairs, MakeupPairs]:
         draw_demo_pairs(HERE / "data" / "make_demo.py", data_dir)
     how = (config.skip_bad_pairs, config.val_fraction, config.person_pattern)
     train_pairs, val_pairs, cache = read_pairs(data_dir, config.image_size, config.cache_dir, *how)
-    if not config.val_fraction:
-        train_pairs = val_pairs = sorted(train_pairs + val_pairs)
     train_set, val_set = MakeupPairs(train_pairs, cache), MakeupPairs(val_pairs, cache)
-    masks = (train_set.has_mask, val_set.has_mask[: len(val_set) if config.val_fraction else 0])
-    print(reporting.describe_data(config.data_dir, *masks, count_variants(train_set.stems)))
+    held_out = val_set.has_mask if config.val_fraction else val_set.has_mask[:0]
+    variants = count_variants(train_set.stems)
+    print(reporting.describe_data(config.data_dir, train_set.has_mask, held_out, variants))
     print(f"          decoded into {cache.folder or 'memory'}, {cache.pixels.nbytes / 1e6:,.0f} MB")
     return train_set, val_set
 

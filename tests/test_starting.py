@@ -88,10 +88,10 @@ def test_a_run_begins_with_the_look_fitted(start, handful):
 
 def test_settings_are_chosen_said_and_written(start, tmp_path):
     stdout, used = start("--start_from", "auto", "--repeats", 2, "--epochs", 2)
-    assert "6 pairs: val_fraction 0, batch_size 8, learning_rate 0.0002" in stdout
+    assert "6 people: val_fraction 0, batch_size 8, learning_rate 0.0002" in stdout
     assert "nobody is held out" in stdout
     assert "no measure of other faces" in stdout
-    chosen = starting.choose_settings(6)
+    chosen = starting.choose_settings(6, 6)
     assert {key: used[key] for key in chosen} == chosen | {"repeats": 2, "epochs": 2}
     tries = {
         look: float(stdout.split(f"{look} +")[1].split(" dB")[0]) for look in ("natural", "bold", "evening")

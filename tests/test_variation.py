@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from tinybeauty.variation import WAYS, plan_epoch, vary
+from tinybeauty.variation import WAYS, plan_epoch, vary_batch
 
 
 def wanted(repeats: int = 1, flip: bool = True, strength: float = 0.0) -> SimpleNamespace:
@@ -53,7 +53,9 @@ def test_variation_changes_neither_order_nor_flips():
 
 def test_nothing_is_varied_by_nothing():
     image, mask = blobs(), torch.rand(1, 1, 64, 64)
-    for given, got in zip((image, image, mask), vary(image, image, mask, torch.zeros(1, 6)), strict=True):
+    for given, got in zip(
+        (image, image, mask), vary_batch(image, image, mask, torch.zeros(1, 6)), strict=True
+    ):
         torch.testing.assert_close(got, given, atol=1e-4, rtol=0)
 
 
@@ -62,19 +64,19 @@ def test_makeup_that_multiplies_still_does(way):
     """Source and target are changed alike: their quotient, in the middle, is the makeup's."""
     source, mask = blobs(), torch.ones(1, 1, 64, 64)
     makeup = torch.tensor([0.9, 0.6, 0.7]).view(1, 3, 1, 1)
-    new_source, new_target, _ = vary(source, source * makeup, mask, far(way))
+    new_source, new_target, _ = vary_batch(source, source * makeup, mask, far(way))
     assert not torch.allclose(new_source, source, atol=0.01)
     torch.testing.assert_close(new_target, new_source * makeup, atol=1e-4, rtol=0)
 
 
 def test_a_shift_moves_all_three_by_as_many_pixels():
     image, mask = torch.rand(1, 3, 100, 100), torch.rand(1, 1, 100, 100)
-    for given, got in zip((image, image, mask), vary(image, image, mask, far("shift x")), strict=True):
+    for given, got in zip((image, image, mask), vary_batch(image, image, mask, far("shift x")), strict=True):
         torch.testing.assert_close(got[..., :-6], given[..., 3:-3], atol=1e-3, rtol=0)
 
 
 def test_warmth_is_red_up_and_blue_down():
     image = torch.full((1, 3, 16, 16), 0.5)
-    red, green, blue = vary(image, image, image[:, :1], far("warmth"))[0][0].mean((1, 2)).tolist()
+    red, green, blue = vary_batch(image, image, image[:, :1], far("warmth"))[0][0].mean((1, 2)).tolist()
     assert red > green > blue
     assert green == pytest.approx(0.5, abs=1e-4)

@@ -20,15 +20,16 @@ from tinybeauty import runs
 from tinybeauty.errors import UserError, find_similar
 from tinybeauty.files import tidy_path
 from tinybeauty.images import list_images
+from tinybeauty.pairs import count_variants
 from tinybeauty.settings import Settings, read_yaml
 from tinybeauty.shipping import MODEL_FORMAT, RUN_FORMAT, Shippable, load_content, name_damaged, unpack
 
 AUTO = "auto"
-FEW = 300  # pairs; with more than these the settings stay as they are
+FEW = 300  # people; with more than these the settings stay as they are
 EPOCHS = 10
 BATCH = 8
 SEEN = 64  # pairs that a start is fitted to
-NOBODY = 30  # pairs; of fewer nobody is held out
+NOBODY = 30  # people; of fewer nobody is held out
 
 # A look's name, the path of a .pt, auto, or nothing.
 StartFrom = Annotated[str, PlainValidator(tidy_path)]
@@ -55,19 +56,19 @@ def find_given(default: Settings, flags: Namespace, trial: dict[str, Any]) -> se
     return {*typed, *trial, *chosen}
 
 
-def choose_settings(count: int) -> dict[str, Any]:
-    """Return the settings for a start with so few pairs.
+def choose_settings(people: int, pairs: int) -> dict[str, Any]:
+    """Return the settings for a start with so few people, of whom there are so many pairs with variants.
 
     What ends the run before it learns these faces by heart is its number of steps, the rate falling to 0:
     of a handful nobody can be spared to watch over it.
     """
-    steps = 120 if count < 15 else 240 if count < NOBODY else 300
+    steps = 120 if people < NOBODY else 300
     return {
-        "val_fraction": 0.0 if count < NOBODY else 0.1,
-        "repeats": max(1, round(steps * BATCH / (count * EPOCHS))),
+        "val_fraction": 0.0 if people < NOBODY else 0.1,
+        "repeats": max(1, round(steps * BATCH / (pairs * EPOCHS))),
         "epochs": EPOCHS,
         "batch_size": BATCH,
-        "learning_rate": 2e-4 if count < 15 else 5e-4,
+        "learning_rate": 2e-4 if people < 15 else 5e-4,
         "lr_schedule": "linear",
         "psnr_weight": 1e-3,
     }
@@ -87,21 +88,22 @@ def settle(config: Config, flags: Namespace, trial: dict[str, Any], looks: Path)
     if not resume and config.start_from != AUTO:
         find_start(config.start_from, looks)
     folder = Path(config.data_dir) / "source"
-    count = len(list_images(folder, [])) if folder.is_dir() else FEW + 1  # what is wrong is said later
-    chosen = choose_settings(count) if count <= FEW else {}
+    stems = list(list_images(folder, [])) if folder.is_dir() else []  # what is wrong is said later
+    people = len(stems) - count_variants(stems)
+    chosen = choose_settings(people, len(stems)) if 0 < people <= FEW else {}
     if resume:
         with name_damaged(path):
             before = type(config)().model_dump() | load_content(path, RUN_FORMAT)["config"]
-        chosen = {key: before[key] for key in choose_settings(1)}
+        chosen = {key: before[key] for key in choose_settings(1, 1)}
     given = find_given(type(config)(), flags, trial)
     chosen = {key: value for key, value in chosen.items() if key not in given}
     if resume and config.start_from == AUTO:
         chosen["start_from"] = before["start_from"]
     if chosen and not resume:
         told = ", ".join(f"{key} {value:g}" for key, value in chosen.items() if not isinstance(value, str))
-        print(f"start     {count} pairs: {told}, the rate falling to 0, where nothing else is set")
+        print(f"start     {people} people: {told}, the rate falling to 0, where nothing else is set")
     if chosen.get("val_fraction") == 0.0 and not resume:
-        print(f"          all {count} pairs are trained on: of so few nobody is held out")
+        print("          all pairs are trained on: of so few people nobody is held out")
     return config.model_copy(update=chosen)
 
 

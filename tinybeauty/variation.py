@@ -31,7 +31,7 @@ class Plan(NamedTuple):
 
     order: Tensor  # (N,) numbers; n stands for pair n % count
     flipped: Tensor  # (N,) bool, by number: which are mirrored
-    ways: Tensor | None  # (N, 6), by number: for `vary`; None for not at all
+    ways: Tensor | None  # (N, 6), by number: for `vary_batch`; None for not at all
 
 
 def plan_epoch(count: int, wanted: Wanted, seed: int, epoch: int) -> Plan:
@@ -64,7 +64,9 @@ def find_grid(ways: Tensor, size: int) -> Tensor:
     return F.affine_grid(torch.stack(rows, 1), [len(ways), 1, size, size], align_corners=False)
 
 
-def vary(source: Tensor, target: Tensor, eye_mask: Tensor, ways: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def vary_batch(
+    source: Tensor, target: Tensor, eye_mask: Tensor, ways: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     """Return the three in another light and another crop, all alike.
 
     A gain in linear light is a factor of the encoded values too where the encoding is a power, which sRGB
