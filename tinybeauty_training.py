@@ -634,8 +634,7 @@ def load_data(config: Config) -> tuple[MakeupPairs, MakeupPairs]:
     train_pairs, val_pairs, cache = read_pairs(data_dir, config.image_size, config.cache_dir, *how)
     train_set, val_set = MakeupPairs(train_pairs, cache), MakeupPairs(val_pairs, cache)
     held_out = val_set.has_mask if config.val_fraction else val_set.has_mask[:0]
-    variants = count_variants(train_set.stems)
-    print(reporting.describe_data(config.data_dir, train_set.has_mask, held_out, variants))
+    print(reporting.describe_data(data_dir, train_set.has_mask, held_out, count_variants(train_set.stems)))
     print(f"          decoded into {cache.folder or 'memory'}, {cache.pixels.nbytes / 1e6:,.0f} MB")
     return train_set, val_set
 
@@ -654,10 +653,12 @@ def train(config: Config, resume: bool, overwrite: bool, team: Team, tracker: Tr
             train_set, val_set = load_data(config)
         train_set.move_to(device)
         torch.manual_seed(config.seed)
-        model, some = TinyBeauty(), starting.choose_batches(len(train_set))
-        if config.start_from:
-            seen = load_batches(train_set, some, torch.device("cpu"))
-            config = starting.begin_(model, config, LOOKS, seen, resume)
+        model = TinyBeauty()
+        if config.start_from and resume:  # the state has the weights
+            model.fold_().requires_grad_(True)
+        elif config.start_from:
+            seen = load_batches(train_set, starting.choose_batches(len(train_set)), torch.device("cpu"))
+            model, config = starting.begin(config, LOOKS, load_model, list(seen))
         run = Run(config, model, device, dtype, team)
         run.steps = config.epochs * math.ceil(len(train_set) * config.repeats / config.batch_size)
         if resume:

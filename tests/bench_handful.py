@@ -91,8 +91,7 @@ def compare(
         pairs = find_pairs(folder / "pairs")
         some = program.MakeupPairs(pairs, decode_pairs(pairs, size, None, skip_bad=False))
         batches = list(program.load_batches(some, starting.choose_batches(len(some)), CPU))
-        look = program.LOOKS / f"{used['start_from']}.pt"
-        fitted = starting.load_folded(look, program.TinyBeauty())
+        fitted = program.load_model(program.LOOKS / f"{used['start_from']}.pt")
         starting.refit_(fitted, batches)
         cells = [f"{measure(net, test_set):+.2f}" for net in (fitted, program.load_model(started))]
         if scratch:

@@ -16,8 +16,7 @@ from test_resume import signal_at  # noqa: F401  a fixture
 
 from tinybeauty import starting
 from tinybeauty.runs import STATE_FILE as STATE
-from tinybeauty.shipping import pack, to_bytes
-from tinybeauty_training import LOOKS, TinyBeauty, load_model
+from tinybeauty_training import LOOKS, load_model
 
 SMALL = ["--image_size", "64", "--device", "cpu", "--precision", "float32"]
 
@@ -162,11 +161,10 @@ def test_a_look_that_is_not_there(handful, tmp_path, one_error, look, said):
     assert not list(tmp_path.glob("tinybeauty*"))
 
 
-def test_a_look_of_another_architecture(handful, tmp_path, one_error):
-    packed = pack(TinyBeauty()) | {"architecture": {"channels": [8]}}
-    (tmp_path / "other.pt").write_bytes(to_bytes(packed))
+def test_a_pt_of_others(handful, tmp_path, one_error):
+    torch.save({"state_dict": {}}, tmp_path / "other.pt")
     message = one_error(
         "--data_dir", handful, "--output_dir", tmp_path / "out", *SMALL, "--start_from", tmp_path / "other.pt"
     )
-    assert "other.pt is a network of another architecture" in message
-    assert "\n" not in message
+    assert "other.pt is a PyTorch file, but not one of TinyBeauty's" in message
+    assert not (tmp_path / "out").exists()

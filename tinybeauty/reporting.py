@@ -95,7 +95,7 @@ def describe_psnr(val_fraction: float) -> str:
     return f"psnr is on {whose}, in brackets the gain over leaving faces as they are"
 
 
-def describe_data(data_dir: str, train: Tensor, held_out: Tensor, variants: int = 0) -> str:
+def describe_data(data_dir: str | Path, train: Tensor, held_out: Tensor, variants: int = 0) -> str:
     """Return what is printed of the pairs: which have an eye mask, (N,) bool each, how many are variants."""
     count, masks = len(train) + len(held_out), int(train.sum() + held_out.sum())
     of_them = f" ({variants:,} of them variants; validation is on originals)" if variants else ""

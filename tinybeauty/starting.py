@@ -6,9 +6,8 @@ BatchNorms that compute the same at first. tests/README.md has the study.
 
 from __future__ import annotations
 
-import copy
 from argparse import Namespace
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -22,7 +21,7 @@ from tinybeauty.files import tidy_path
 from tinybeauty.images import list_images
 from tinybeauty.pairs import count_variants
 from tinybeauty.settings import Settings, read_yaml
-from tinybeauty.shipping import MODEL_FORMAT, RUN_FORMAT, Shippable, load_content, name_damaged, unpack
+from tinybeauty.shipping import MODEL_FORMAT, RUN_FORMAT, load_content, name_damaged
 
 AUTO = "auto"
 FEW = 300  # people; with more than these the settings stay as they are
@@ -80,13 +79,13 @@ def settle(config: Config, flags: Namespace, trial: dict[str, Any], looks: Path)
     A run that goes on keeps what was chosen for it.
 
     Raises:
-        UserError: the state of the run to go on with is damaged, or there is no look of this name.
+        UserError: the state of the run to go on with is damaged, or the look is missing or damaged.
     """
     path, resume = Path(config.output_dir) / runs.STATE_FILE, flags.resume
     if not config.start_from or (resume and not path.is_file()):  # the second is said later
         return config
     if not resume and config.start_from != AUTO:
-        find_start(config.start_from, looks)
+        load_content(find_start(config.start_from, looks), MODEL_FORMAT)  # before the pairs are decoded
     folder = Path(config.data_dir) / "source"
     stems = list(list_images(folder, [])) if folder.is_dir() else []  # what is wrong is said later
     people = len(stems) - count_variants(stems)
@@ -123,22 +122,6 @@ def find_start(look: str, folder: Path) -> Path:
         there = f"{hint} {', '.join(known)}, auto, or give the path of a .pt"
         raise UserError(f"start_from: there is no look {look!r}{there}")
     return folder / f"{look}.pt"
-
-
-def load_folded(path: Path, fresh: Shippable) -> nn.Module:
-    """Return the network of a `.pt`, folded; it is built like `fresh`, which stays as it is.
-
-    Raises:
-        UserError: the file is missing, damaged, or of another architecture.
-    """
-    packed = load_content(path, MODEL_FORMAT)
-    if packed.get("architecture") != dict(fresh.ARCHITECTURE):
-        raise UserError(
-            f"start_from: {path} is a network of another architecture than the one that is trained now; "
-            "start from another one, or from scratch"
-        )
-    with name_damaged(path):
-        return unpack(packed, copy.deepcopy(fresh))
 
 
 @torch.no_grad()
@@ -178,50 +161,30 @@ def choose_batches(count: int) -> Sequence[Tensor]:
     return torch.linspace(0, count - 1, min(count, SEEN)).round().long().split(BATCH)
 
 
-def try_looks(paths: list[Path], fresh: Shippable, seen: list[Batch]) -> tuple[Path, nn.Module]:
-    """Return the look that fits some pairs best once its last layer is fitted to them, and say how well.
-
-    Raises:
-        UserError: no look is of this architecture.
-    """
-    tried = []
-    for path in paths:
-        try:
-            folded = load_folded(path, fresh)
-        except UserError:
-            if len(paths) == 1:
-                raise
-            continue
-        tried.append((refit_(folded, seen), path, folded))
-    if not tried:
-        raise UserError("start_from: no look that ships is built as the network that is trained now")
-    tried.sort(key=lambda one: -one[0])
-    told = ", ".join(f"{path.stem} {gain:+.2f} dB" for gain, path, _ in tried)
-    print(f"start     from {tried[0][1]}; gain on your pairs with the last layer fitted to them: {told}")
-    return tried[0][1:]
-
-
-def begin_(model: Shippable, config: Config, looks: Path, seen: Iterable[Batch], resume: bool) -> Config:
-    """Make a network what `start_from` says, its last layer fitted to the pairs, in place.
+def begin(
+    config: Config, looks: Path, load: Callable[[Path], nn.Module], seen: list[Batch]
+) -> tuple[nn.Module, Config]:
+    """Return the network that `start_from` says, its last layer fitted to the pairs; say how well it fits.
 
     Args:
-        model: as it was made; its BatchNorms are folded in.
-        config: has `start_from`.
+        config: has `start_from`; `auto` is the look of those that ship that fits best.
         looks: the folder of those that ship.
+        load: returns the network of a `.pt`, folded, on the CPU.
         seen: (source, target, eye_mask) of some pairs, on the CPU.
-        resume: a run goes on, whose state has the weights: only fold.
 
     Returns:
-        the settings, with the look that was tried best in place of `auto`.
+        the network, and the settings with the name of the look in place of `auto`.
 
     Raises:
-        UserError: the look is missing, damaged, or of another architecture.
+        UserError: the look is missing or damaged.
     """
-    model.fold_().requires_grad_(True)
-    if resume:
-        return config
     is_auto = config.start_from == AUTO
-    paths = sorted(looks.glob("*.pt")) if is_auto else [find_start(config.start_from, looks)]
-    path, folded = try_looks(paths, model, list(seen))
-    model.load_state_dict(folded.state_dict())
-    return config.model_copy(update={"start_from": path.stem}) if is_auto else config
+    tried = []
+    for path in sorted(looks.glob("*.pt")) if is_auto else [find_start(config.start_from, looks)]:
+        model = load(path)
+        tried.append((refit_(model, seen), path, model))
+    told = ", ".join(f"{path.stem} {gain:+.2f} dB" for gain, path, _ in tried)
+    _, path, model = max(tried, key=lambda one: one[0])
+    print(f"start     from {path}; gain on your pairs with the last layer fitted to them: {told}")
+    model.requires_grad_(True)
+    return model, config.model_copy(update={"start_from": path.stem}) if is_auto else config
