@@ -602,7 +602,7 @@ def lay_gloss(canvas: Array, face: Portrait, part: Part, alpha: Array, shade: Ar
 
 
 def for_skin(look: dict[str, Colours], depth: float) -> dict[str, Colours]:
-    """Return a look with its deep_ keys blended in: `depth` of each, in linear light, the rest of its twin."""
+    """Return a look with its deep_ keys blended in, `depth` of each and the rest of its twin."""
     return {
         group: values
         | {
