@@ -27,7 +27,6 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Literal
 
 import tinybeauty  # noqa: F401  before torch: it says how threads wait
@@ -107,20 +106,26 @@ class Config(settings.Settings):
 class TinyBeauty(nn.Module):
     """U-Net with three poolings, 3 -> 16 -> 32 -> 64 -> 128 channels and back, that returns a residual.
 
-    84,963 parameters. Convolutions are depthwise-separable, but for the first, which has only three
+    75,107 parameters. Convolutions are depthwise-separable, but for the first, which has only three
     channels to separate. Kernels of 7 x 7 at an eighth of the size let the bottleneck see the whole face, and
     cost next to nothing there; transposed convolutions in groups pay for them. tests/README.md has the study.
+
+    Args:
+        up_groups: the groups of up3, up2 and up1; one number for all, 4, is what earlier versions had.
 
     Source: the plan follows Ronneberger et al., arXiv 1505.04597; the separable convolution is Chollet's,
     arXiv 1610.02357.
     """
 
-    ARCHITECTURE = MappingProxyType(
-        {"channels": [16, 32, 64, 128], "bottleneck_kernels": [7, 7, 7], "up_groups": 4}
-    )
-
-    def __init__(self) -> None:
+    def __init__(self, up_groups: int | Sequence[int] = (64, 32, 16)) -> None:
         super().__init__()
+        groups = up_groups if isinstance(up_groups, int) else list(up_groups)
+        self.architecture = {
+            "channels": [16, 32, 64, 128],
+            "bottleneck_kernels": [7, 7, 7],
+            "up_groups": groups,
+        }
+        up3, up2, up1 = [groups] * 3 if isinstance(groups, int) else groups
         self.enc1 = ConvNormReLU(nn.Sequential(nn.Conv2d(3, 16, 3, padding=1, bias=False)))
         self.pool1 = nn.MaxPool2d(2)
         self.enc2 = ConvNormReLU(separable(16, 32))
@@ -132,11 +137,11 @@ class TinyBeauty(nn.Module):
             ConvNormReLU(separable(128, 128, 7)),
             ConvNormReLU(separable(128, 128, 7)),
         )
-        self.up3 = Upsample(128, 64)
+        self.up3 = Upsample(128, 64, up3)
         self.dec3 = ConvNormReLU(separable(64, 64), separable(64, 64))
-        self.up2 = Upsample(64, 32)
+        self.up2 = Upsample(64, 32, up2)
         self.dec2 = ConvNormReLU(separable(32, 32), separable(32, 32))
-        self.up1 = Upsample(32, 16)
+        self.up1 = Upsample(32, 16, up1)
         self.dec1 = ConvNormReLU(separable(16, 16), separable(16, 16))
         self.out = nn.Conv2d(16, 3, kernel_size=1)
         nn.init.zeros_(self.out.weight)  # the first output is the source itself: no makeup is a good start
@@ -378,7 +383,7 @@ def load_model(path: str | Path) -> TinyBeauty:
     Raises:
         UserError: the file is missing, damaged, or no TinyBeauty network of this version.
     """
-    return shipping.load_network(path, TinyBeauty())
+    return shipping.load_network(path, lambda architecture: TinyBeauty(architecture["up_groups"]))
 
 
 # --- A run's state ------------------------------------------------------------------------------------
@@ -452,6 +457,7 @@ class Run:
     def state(self) -> dict[str, Any]:
         """Return all that a resume needs, but for the settings and the pairs."""
         return {
+            "architecture": self.model.architecture,
             "model": self.model.state_dict(),
             "average": self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -529,7 +535,8 @@ def train_one_epoch(
 def measure(run: Run, val_set: MakeupPairs, epoch: int) -> tuple[TinyBeauty, dict[str, float], bytes]:
     """Return the averaged network as read back from int8, its `val/...` scores and the bytes that ship."""
     packed = shipping.pack(run.average)
-    network = shipping.unpack(packed, TinyBeauty()).to(run.device, memory_format=torch.channels_last)
+    network = shipping.unpack(packed, TinyBeauty(run.model.architecture["up_groups"]))
+    network = network.to(run.device, memory_format=torch.channels_last)
     scores = evaluate(network, val_set, run.criterion, run.device) if run.team.leads else {}
     scores = run.team.broadcast(scores)
     return network, scores, shipping.to_bytes(packed | {"epoch": epoch, "metrics": scores})
@@ -653,7 +660,7 @@ def train(config: Config, resume: bool, overwrite: bool, team: Team, tracker: Tr
             train_set, val_set = load_data(config)
         train_set.move_to(device)
         torch.manual_seed(config.seed)
-        model = TinyBeauty()
+        model = TinyBeauty(runs.read_up_groups(output.path)) if resume else TinyBeauty()
         if config.start_from and resume:  # the state has the weights
             model.fold_().requires_grad_(True)
         elif config.start_from:

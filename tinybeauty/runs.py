@@ -239,6 +239,18 @@ def read_state(
     return state, before
 
 
+def read_up_groups(output_dir: Path) -> Any:
+    """Return the `up_groups` of the network that the run in a folder trains.
+
+    Raises:
+        UserError: its state is damaged.
+    """
+    path = output_dir / STATE_FILE
+    with name_damaged(path):
+        architecture = load_content(path, RUN_FORMAT).get("architecture", {"up_groups": 4})  # it may be older
+        return architecture["up_groups"]
+
+
 def read_epoch(path: Path) -> int | None:
     """Return the epoch of a network that ships, None where the file is missing or damaged."""
     try:
