@@ -36,6 +36,7 @@ LOOKS = HERE / "tinybeauty_model" / "pretrained"
 # format: (its room, imported only when asked for; suffix of the file; largest difference in levels of 255)
 FORMATS = {
     "onnx": ("tinybeauty.phones.onnx", ".onnx", 0.001),
+    "litert": ("tinybeauty.phones.litert", ".tflite", 0.001),
 }
 MOST_ODD = 1e-5  # share of 8-bit values that may round the other way
 SIDE = 256

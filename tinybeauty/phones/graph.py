@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +66,10 @@ class Step:
     output: str
     channels: int
     weights: Weights | None = None
+
+    def reading(self, new_names: dict[str, str]) -> Step:
+        """Return the step with inputs of other names."""
+        return replace(self, inputs=tuple(new_names.get(name, name) for name in self.inputs))
 
 
 @dataclass
@@ -135,7 +139,7 @@ class Recorder(TorchFunctionMode):
         return result
 
 
-def join_relu(steps: list[Step]) -> list[Step]:
+def drop_unread(steps: list[Step]) -> list[Step]:
     """Return the steps without those whose output nothing reads, the last one's apart."""
     read = {name for step in steps for name in step.inputs} | {steps[-1].output}
     return [step for step in steps if step.output in read]
@@ -157,7 +161,7 @@ def read_graph(path: Path, model: nn.Module, look: str) -> Graph:
     with shipping.name_damaged(path), torch.no_grad():
         with Recorder(source, find_weights(packed, model)) as recorder:
             residual = model(source)
-        steps = join_relu(recorder.steps)
+        steps = drop_unread(recorder.steps)
         if recorder.names[id(residual)] != steps[-1].output:
             raise ValueError("the last step does not make the residual")
     difference = (run_steps(steps, source) - residual).abs().max().item()

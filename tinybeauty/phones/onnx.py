@@ -95,16 +95,7 @@ def make_bytes(graph: Graph, use_float: bool) -> bytes:
         number = builder.node("Cast", ["source"], to=TensorProto.FLOAT)
         turned = builder.node("Transpose", [number], perm=[0, 3, 1, 2])
         picture = builder.node("Div", [turned, builder.constant(255.0)])
-    steps = [
-        Step(
-            step.kind,
-            tuple(picture if name == SOURCE else name for name in step.inputs),
-            step.output,
-            step.channels,
-            step.weights,
-        )
-        for step in graph.steps
-    ]
+    steps = [step.reading({SOURCE: picture}) for step in graph.steps]
     for step in steps:
         builder.add_step(step)
     residual = builder.node("Mul", [steps[-1].output, "strength"])

@@ -1,0 +1,147 @@
+"""A look as a LiteRT file: int8 weights, unpacked to float32 when it is loaded; channels last throughout.
+
+Only operators that the delegates of GPU and XNNPACK know: no transposes, no TRANSPOSE_CONV.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from tinybeauty.files import save_bytes
+from tinybeauty.phones.flat import Scales, Writer
+from tinybeauty.phones.graph import SOURCE, Graph, Step, Weights
+
+PACKAGES = ("flatbuffers",)  # to write
+RUNTIME = "ai_edge_litert"  # to check
+SIDE = 256
+LEVELS = (np.float32([1 / 255]), np.int64([0]), 0)  # a byte as a number in [0, 1]
+Array = np.ndarray
+
+
+def fuse_relu(steps: list[Step]) -> tuple[list[Step], set[str]]:
+    """Return the steps without the ReLUs that follow a step nothing else reads, and what ends in one."""
+    readers = [name for step in steps for name in step.inputs]
+    makers = {step.output: step for step in steps}
+    new_names, fused = {}, set()
+    for step in steps:
+        if (
+            step.kind == "relu"
+            and makers[step.inputs[0]].kind in ("add", "conv")
+            and readers.count(step.inputs[0]) == 1
+        ):
+            new_names[step.output] = step.inputs[0]
+            fused.add(step.inputs[0])
+    kept = [step for step in steps if step.output not in new_names]
+    return [step.reading(new_names) for step in kept], fused
+
+
+class Builder:
+    """Turns steps into tensors and operators."""
+
+    def __init__(self, steps: list[Step]) -> None:
+        self.writer = Writer()
+        self.steps, self.fused = fuse_relu(steps)
+        self.values: dict[str, int] = {}
+
+    def make(self, like: int, channels: int, scale: float = 1.0) -> int:
+        """Add a tensor of so many channels and `scale` times the size of another; return its number."""
+        _, height, width, _ = self.writer.tensors[like].shape
+        return self.writer.tensor((1, round(height * scale), round(width * scale), channels))
+
+    def unpack(self, values: Array, scales: Array, axis: int) -> int:
+        """Return the tensor of int8 values times their scales along an axis."""
+        packed: Scales = (scales, np.zeros(len(scales), np.int64), axis)
+        number = self.writer.constant(values, packed)
+        return self.writer.operator("DEQUANTIZE", [number], self.writer.tensor(values.shape))
+
+    def bias(self, weights: Weights, part: float = 1.0) -> int:
+        """Return the tensor of a bias; an operator without one is refused, or crashes."""
+        bias = np.zeros_like(weights.scales) if weights.bias is None else weights.bias * np.float32(part)
+        return self.writer.constant(bias)
+
+    def add_convolution(self, step: Step, weights: Weights, source: int) -> int:
+        """Add a convolution, depthwise or not; return its output."""
+        values, output = weights.values, self.make(source, step.channels)
+        options = {"relu": int(step.output in self.fused)}
+        if weights.groups == len(values) == len(weights.scales) and values.shape[1] == 1:
+            weight = self.unpack(values.transpose(1, 2, 3, 0), weights.scales, 3)
+            kind = "DEPTHWISE_CONV_2D"
+        else:
+            weight, kind = self.unpack(values.transpose(0, 2, 3, 1), weights.scales, 0), "CONV_2D"
+        return self.writer.operator(kind, [source, weight, self.bias(weights)], output, **options)
+
+    def add_up(self, step: Step, weights: Weights, source: int) -> int:
+        """Add a 2x2 transposed convolution: four 1x1 convolutions, one for each new pixel, then depth to space."""
+        quarters = []
+        for values in weights.values.reshape(*weights.values.shape[:2], 4).transpose(2, 0, 1):
+            weight = self.unpack(values[:, None, None], weights.scales, 0)
+            inputs = [source, weight, self.bias(weights)]
+            quarters.append(self.writer.operator("CONV_2D", inputs, self.make(source, step.channels)))
+        together = self.writer.operator("CONCATENATION", quarters, self.make(source, 4 * step.channels))
+        return self.writer.operator("DEPTH_TO_SPACE", [together], self.make(source, step.channels, 2))
+
+    def add_step(self, step: Step) -> int:
+        """Add a step; return its output."""
+        inputs, writer = [self.values[name] for name in step.inputs], self.writer
+        if step.kind == "pool":
+            return writer.operator("MAX_POOL_2D", inputs, self.make(inputs[0], step.channels, 0.5))
+        if step.kind == "add":
+            relu = int(step.output in self.fused)
+            return writer.operator("ADD", inputs, self.make(inputs[0], step.channels), relu=relu)
+        if step.kind == "relu" or step.weights is None:
+            raise ValueError(f"LiteRT: a {step.kind} on its own")
+        add = self.add_up if step.kind == "up" else self.add_convolution
+        return add(step, step.weights, inputs[0])
+
+
+def make_bytes(graph: Graph, use_float: bool) -> bytes:
+    """Return the file: `source` (1, H, W, 3) and `strength` (1,) to `made_up`.
+
+    Args:
+        graph: the look.
+        use_float: [0, 1] in and out; else bytes.
+    """
+    builder = Builder(graph.steps)
+    writer, shape = builder.writer, (1, SIDE, SIDE, 3)
+    pixels = {} if use_float else {"kind": "uint8", "scales": LEVELS}
+    source = writer.tensor(shape, name="source", **pixels)
+    strength = writer.tensor((1,), name="strength")
+    picture = source if use_float else writer.operator("DEQUANTIZE", [source], writer.tensor(shape))
+    builder.values[SOURCE] = picture
+    for step in builder.steps:
+        builder.values[step.output] = builder.add_step(step)
+    residual = builder.values[builder.steps[-1].output]
+    scaled = writer.operator("MUL", [residual, strength], writer.tensor(shape))
+    made_up = writer.tensor(shape, name="made_up", **pixels)
+    if use_float:
+        total = writer.operator("ADD", [picture, scaled], writer.tensor(shape), relu=1)  # not below 0
+        writer.operator("MINIMUM", [total, writer.constant(np.float32([1]))], made_up)
+    else:  # to quantise is to clamp
+        writer.operator(
+            "QUANTIZE", [writer.operator("ADD", [picture, scaled], writer.tensor(shape))], made_up
+        )
+    return writer.to_bytes([source, strength], made_up, graph.facts)
+
+
+def write(graph: Graph, path: Path, use_float: bool) -> None:
+    """Write `path`, whole or not at all; raises UserError."""
+    save_bytes(path, make_bytes(graph, use_float))
+
+
+def make_runner(path: Path, use_float: bool) -> Callable[[Array, float], Array]:
+    """Return a function of a face (H, W, 3) uint8 and a strength: what LiteRT makes, levels of 255."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(model_content=path.read_bytes(), num_threads=1)
+    interpreter.allocate_tensors()
+    run_signature = interpreter.get_signature_runner()
+
+    def run(face: Array, strength: float) -> Array:
+        picture = face[None] / np.float32(255) if use_float else face[None]
+        made_up = run_signature(source=picture, strength=np.float32([strength]))["made_up"][0]
+        return made_up * 255.0 if use_float else made_up.astype(np.float32)
+
+    return run
