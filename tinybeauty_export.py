@@ -1,6 +1,6 @@
-"""Write a look as phones read it: ONNX; the same numbers as the `.pt`, checked.
+"""Write a look as phones read it: ONNX, LiteRT, Core ML; the same numbers as the `.pt`, checked.
 
-    python tinybeauty_export.py evening --to onnx --out phone
+    python tinybeauty_export.py evening --to onnx litert coreml --out phone
     python tinybeauty_export.py my_run/tinybeauty_best_psnr.pt --to onnx --float --out phone
 
 Each file takes `source`, an aligned face, and `strength`, and gives `made_up`. Before a file gets its name
@@ -37,6 +37,7 @@ LOOKS = HERE / "tinybeauty_model" / "pretrained"
 FORMATS = {
     "onnx": ("tinybeauty.phones.onnx", ".onnx", 0.001),
     "litert": ("tinybeauty.phones.litert", ".tflite", 0.001),
+    "coreml": ("tinybeauty.phones.coreml", ".mlpackage", 0.5),
 }
 MOST_ODD = 1e-5  # share of 8-bit values that may round the other way
 SIDE = 256
@@ -98,7 +99,8 @@ def check(graph: Graph, name: str, run: Runner, use_float: bool, faces: list[np.
             truth, made_up = find_truth(graph, face, strength), run(face, strength)
             if made_up.shape != truth.shape:
                 raise UserError(f"{name}: the file gives {made_up.shape}, not {truth.shape}")
-            difference = np.abs(made_up - (truth if use_float else truth.round()))
+            exact = use_float or name == "coreml"  # whose levels are looked at before they are rounded
+            difference = np.abs(made_up - (truth if exact else truth.round()))
             largest, total = max(largest, float(difference.max())), total + float(difference.sum())
             odd, values = odd + int((difference > 0).sum()), values + difference.size
     most = FORMATS[name][2]

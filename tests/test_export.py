@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, read_files
 
 import tinybeauty_export
 from tinybeauty.phones.graph import read_graph
@@ -12,8 +12,7 @@ from tinybeauty_export import draw_faces, find_truth, main
 from tinybeauty_training import load_model
 
 LOOKS = sorted(path.stem for path in (ROOT / "tinybeauty_model" / "pretrained").glob("*.pt"))
-FILES = {"onnx": "evening.onnx"}
-AVAILABLE = [name for name in FILES if name in tinybeauty_export.FORMATS]
+FILES = {name: f"evening{suffix}" for name, (_, suffix, _) in tinybeauty_export.FORMATS.items()}
 
 
 @pytest.fixture(scope="module")
@@ -29,17 +28,16 @@ def read_look(look: str):
 
 
 @pytest.mark.parametrize("flags", [[], ["--float"]], ids=["bytes", "float"])
-@pytest.mark.parametrize("name", AVAILABLE)
+@pytest.mark.parametrize("name", FILES)
 def test_the_command_writes_a_checked_file_the_same_each_time(name, flags, tmp_path, capsys):
     for folder in ("a", "b"):
         assert main(["evening", "--to", name, "--out", str(tmp_path / folder), *flags]) == 0
     assert "differs by" in capsys.readouterr().out
-    one, two = (tmp_path / folder / FILES[name] for folder in ("a", "b"))
     assert [path.name for path in (tmp_path / "a").iterdir()] == [FILES[name]]
-    assert one.read_bytes() == two.read_bytes()
+    assert read_files(tmp_path / "a") == read_files(tmp_path / "b")
 
 
-@pytest.mark.parametrize("name", AVAILABLE)
+@pytest.mark.parametrize("name", FILES)
 def test_strength_is_a_slider(name, face, tmp_path):
     assert main(["bold", "--to", name, "--no-check", "--out", str(tmp_path)]) == 0
     path = next(tmp_path.iterdir())
@@ -47,12 +45,15 @@ def test_strength_is_a_slider(name, face, tmp_path):
     assert (run(face, 0.0) == face).all()
     graph = read_look("bold")
     for strength in (0.5, 1.0, 1.5):
-        difference = np.abs(run(face, strength) - find_truth(graph, face, strength).round())
-        assert difference.max() <= 1
-        assert (difference > 0).mean() <= 1e-5
+        truth, made_up = find_truth(graph, face, strength), run(face, strength)
+        if name == "coreml":  # float16, looked at before it is rounded
+            assert np.abs(made_up - truth).max() <= 0.5
+        else:
+            assert np.abs(made_up - truth.round()).max() <= 1
+            assert (made_up != truth.round()).mean() <= 1e-5
 
 
-@pytest.mark.parametrize("name", AVAILABLE)
+@pytest.mark.parametrize("name", FILES)
 def test_a_broken_weight_is_refused_and_leaves_no_file(name, tmp_path, capsys, monkeypatch):
     def read_broken(path, model, look):
         graph = read_graph(path, model, look)

@@ -157,7 +157,8 @@ class Bytes:
         name = self.text(tensor.name) if tensor.name else 0
         kind = KINDS[tensor.kind]
         return self.table(
-            ("offset", 0, shape), ("byte", 1, kind), ("int", 2, buffer), ("offset", 3, name), ("offset", 4, scales)
+            ("offset", 0, shape), ("byte", 1, kind), ("int", 2, buffer), ("offset", 3, name),
+            ("offset", 4, scales),
         )  # fmt: skip
 
     def add_options(self, kind: str, options: dict[str, int]) -> int:
@@ -224,7 +225,8 @@ class Bytes:
         buffers = self.offsets([self.buffer(data) for data in datas])
         fields = (
             ("int", 0, 3), ("offset", 1, self.offsets(codes_at)), ("offset", 2, self.offsets([subgraph])),
-            ("offset", 4, buffers), ("offset", 6, self.offsets([metadata])), ("offset", 7, self.offsets([signature])),
+            ("offset", 4, buffers), ("offset", 6, self.offsets([metadata])),
+            ("offset", 7, self.offsets([signature])),
         )  # fmt: skip
         self.builder.Finish(self.table(*fields), b"TFL3")
         return bytes(self.builder.Output())

@@ -27,13 +27,10 @@ def fuse_relu(steps: list[Step]) -> tuple[list[Step], set[str]]:
     makers = {step.output: step for step in steps}
     new_names, fused = {}, set()
     for step in steps:
-        if (
-            step.kind == "relu"
-            and makers[step.inputs[0]].kind in ("add", "conv")
-            and readers.count(step.inputs[0]) == 1
-        ):
-            new_names[step.output] = step.inputs[0]
-            fused.add(step.inputs[0])
+        before = step.inputs[0]
+        if step.kind == "relu" and makers[before].kind in ("add", "conv") and readers.count(before) == 1:
+            new_names[step.output] = before
+            fused.add(before)
     kept = [step for step in steps if step.output not in new_names]
     return [step.reading(new_names) for step in kept], fused
 
@@ -74,7 +71,7 @@ class Builder:
         return self.writer.operator(kind, [source, weight, self.bias(weights)], output, **options)
 
     def add_up(self, step: Step, weights: Weights, source: int) -> int:
-        """Add a 2x2 transposed convolution: four 1x1 convolutions, one for each new pixel, then depth to space."""
+        """Add a 2x2 transposed convolution: a 1x1 one for each of its four pixels, then depth to space."""
         quarters = []
         for values in weights.values.reshape(*weights.values.shape[:2], 4).transpose(2, 0, 1):
             weight = self.unpack(values[:, None, None], weights.scales, 0)
