@@ -33,6 +33,12 @@ def find_quad(points: Array) -> Array:
     return np.stack((centre - x - y, centre - x + y, centre + x + y, centre + x - y))
 
 
+def find_side(points: Array) -> float:
+    """Return the side of FFHQ's square around a face, in pixels."""
+    quad = find_quad(points)
+    return float(np.hypot(*(quad[3] - quad[0])))
+
+
 def find_square(size: tuple[int, int], points: Array) -> Array:
     """Return the square that `align` cuts out of a photo of `size`: the face's, or the photo that is one."""
     quad = find_quad(points)
