@@ -1,0 +1,107 @@
+"""Measure the files of tinybeauty_export: bytes, and time beside ONNX Runtime's float32; asserts nothing.
+
+    python tests/bench_export.py evening [--rounds 30]
+
+One thread, a face of 256 x 256. All are run in turns, so that whatever else the machine does meets all alike;
+the figure is the median. The yardstick is what torch.onnx.export writes of the same function in float32.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import statistics
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # as in the command: before PyTorch is loaded
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+import onnxruntime
+import torch
+from torch import Tensor, nn
+
+from tinybeauty.phones import litert, onnx
+from tinybeauty.phones.graph import Graph, read_graph
+from tinybeauty_export import draw_faces, find_look
+from tinybeauty_training import load_model
+
+Runner = Callable[[np.ndarray, float], np.ndarray]
+
+
+class MadeUp(nn.Module):
+    """What the files do, in PyTorch."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, source: Tensor, strength: Tensor) -> Tensor:
+        """Return the made-up face, (1, 3, H, W) in [0, 1]."""
+        return (source + strength * self.model(source)).clamp(0, 1)
+
+
+def export_float32(graph: Graph) -> bytes:
+    """Return what torch.onnx.export writes."""
+    buffer = io.BytesIO()
+    example = (torch.rand(1, 3, 256, 256), torch.tensor(1.0))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            MadeUp(graph.model), example, buffer, dynamo=False, opset_version=17,
+            input_names=["source", "strength"], output_names=["made_up"],
+        )  # fmt: skip
+    return buffer.getvalue()
+
+
+def make_runners(graph: Graph, folder: Path) -> dict[str, tuple[Runner, int]]:
+    """Return {what: (function, bytes)}."""
+    runners = {}
+    writers = {"onnx": onnx, "tflite": litert}
+    (folder / "base").write_bytes(export_float32(graph))
+    runners["torch.onnx.export, float"] = (onnx.make_runner(folder / "base", True), 0)
+    for suffix, writer in writers.items():
+        for use_float in (True, False):
+            path = folder / f"{use_float}.{suffix}"
+            writer.write(graph, path, use_float)
+            runner = writer.make_runner(path, use_float)
+            runners[f"{suffix}, {'float' if use_float else 'bytes'}"] = (runner, path.stat().st_size)
+    if hasattr(litert, "write_integers"):
+        path = folder / "integers.tflite"
+        litert.write_integers(graph, path, draw_faces(16))
+        runners["tflite, full int8"] = (litert.make_runner(path, False), path.stat().st_size)
+    return runners
+
+
+def main() -> None:
+    """Print a table."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("look", help="one that ships, or the path of a .pt")
+    parser.add_argument("--rounds", type=int, default=30, help="default 30")
+    flags = parser.parse_args()
+    path = find_look(flags.look)
+    graph, (face,) = read_graph(path, load_model(path), path.stem), draw_faces(1)
+    with tempfile.TemporaryDirectory() as folder:
+        runners = make_runners(graph, Path(folder))
+        times: dict[str, list[float]] = {name: [] for name in runners}
+        for _ in range(flags.rounds):
+            for name, (runner, _) in runners.items():
+                start = time.perf_counter()
+                runner(face, 1.0)
+                times[name].append(time.perf_counter() - start)
+    base = statistics.median(times["torch.onnx.export, float"])
+    print(
+        f"onnxruntime {onnxruntime.__version__}, torch {torch.__version__}; the yardstick takes {base * 1e3:.1f} ms"
+    )
+    for name, (_, size) in runners.items():
+        print(f"| {name} | {size:,} | {statistics.median(times[name]) / base:.2f} |")
+
+
+if __name__ == "__main__":
+    main()
