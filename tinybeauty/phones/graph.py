@@ -54,7 +54,7 @@ class Step:
 
     Attributes:
         kind: "conv" (stride 1, as many zeros around as keep the size), "up" (a transposed convolution, 2x2
-            with stride 2), "add", "relu" or "pool" (the largest of 2x2).
+            with stride 2; of several inputs, see `split_ups`), "add", "relu" or "pool" (the largest of 2x2).
         inputs: names of the values it reads.
         output: name of the value it makes; its channels are `channels`.
         channels: of the output.
@@ -214,3 +214,54 @@ def run_step(step: Step, inputs: list[Tensor], shorten: Callable[[Tensor], Tenso
     # (C_out, C_in / groups, 2, 2) to PyTorch's own order, (C_in, C_out / groups, 2, 2)
     weight = weight.unflatten(0, (weights.groups, -1)).transpose(1, 2).flatten(0, 1)
     return nn.functional.conv_transpose2d(inputs[0], weight, bias, 2, 0, 0, weights.groups)
+
+
+def split_value(steps: dict[str, Step], name: str, parts: int) -> list[Step] | None:
+    """Return the steps that make every `parts`-th channel of a value, for each start; None: they cannot.
+
+    A value that several steps read cannot be split, nor one that mixes its inputs' places.
+    """
+    step = steps.get(name)
+    if step is None or sum(other.inputs.count(name) for other in steps.values()) > 1:
+        return None
+    made = []
+    if step.kind in ("add", "relu"):
+        for before in step.inputs:
+            split = split_value(steps, before, parts)
+            if split is None:
+                return None
+            made += split
+    elif step.kind != "conv" or step.weights is None or step.weights.groups > 1:
+        return None
+    for part in range(parts):
+        weights = step.weights
+        inputs = tuple(f"{before}/{part}" for before in step.inputs) if weights is None else step.inputs
+        if weights is not None:
+            bias = None if weights.bias is None else weights.bias[part::parts]
+            weights = Weights(weights.values[part::parts], weights.scales[part::parts], bias, 1)
+        made.append(Step(step.kind, inputs, f"{name}/{part}", step.channels // parts, weights))
+    return made
+
+
+def split_ups(steps: list[Step]) -> list[Step]:
+    """Return the same function with transposed convolutions of several inputs of one channel to one.
+
+    One in as many groups as it has outputs reads neighbouring channels, which no phone does fast. Where
+    what makes them can make every second channel by itself, all the first ones become one input, all the
+    second ones another, and each is a depthwise convolution.
+    """
+    done = list(steps)
+    for step in steps:
+        weights = step.weights
+        if step.kind != "up" or weights is None or weights.groups != step.channels:
+            continue
+        parts = weights.values.shape[1]
+        split = split_value({other.output: other for other in done}, step.inputs[0], parts)
+        if parts > 1 and split is not None:
+            replaced = {made.output.rpartition("/")[0] for made in split}
+            kept = [other for other in done if other.output not in replaced]
+            names = tuple(f"{step.inputs[0]}/{part}" for part in range(parts))
+            place = kept.index(step)
+            kept[place : place + 1] = [*split, replace(step, inputs=names)]
+            done = kept
+    return done
