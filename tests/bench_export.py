@@ -16,7 +16,6 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # as in the command: before PyTorch is loaded
@@ -27,12 +26,13 @@ import onnxruntime
 import torch
 from torch import Tensor, nn
 
-from tinybeauty.phones import litert, onnx
+from tinybeauty.looks import find_look
+from tinybeauty.phones import integers, litert, onnx
+from tinybeauty.phones.checks import Runner, draw_faces
 from tinybeauty.phones.graph import Graph, read_graph
-from tinybeauty_export import draw_faces, find_look
 from tinybeauty_training import load_model
 
-Runner = Callable[[np.ndarray, float], np.ndarray]
+TOOL = Path(__file__).resolve().parents[1] / "data" / "make_demo.py"
 
 
 class MadeUp(nn.Module):
@@ -60,7 +60,7 @@ def export_float32(graph: Graph) -> bytes:
     return buffer.getvalue()
 
 
-def make_runners(graph: Graph, folder: Path) -> dict[str, tuple[Runner, int]]:
+def make_runners(graph: Graph, faces: list[np.ndarray], folder: Path) -> dict[str, tuple[Runner, int]]:
     """Return {what: (function, bytes)}."""
     runners = {}
     writers = {"onnx": onnx, "tflite": litert}
@@ -72,10 +72,9 @@ def make_runners(graph: Graph, folder: Path) -> dict[str, tuple[Runner, int]]:
             writer.write(graph, path, use_float)
             runner = writer.make_runner(path, use_float)
             runners[f"{suffix}, {'float' if use_float else 'bytes'}"] = (runner, path.stat().st_size)
-    if hasattr(litert, "write_integers"):
-        path = folder / "integers.tflite"
-        litert.write_integers(graph, path, draw_faces(16))
-        runners["tflite, full int8"] = (litert.make_runner(path, False), path.stat().st_size)
+    path = folder / "integers.tflite"
+    integers.write(graph, path, faces)
+    runners["tflite, full int8"] = (litert.make_runner(path, False), path.stat().st_size)
     return runners
 
 
@@ -86,21 +85,22 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=30, help="default 30")
     flags = parser.parse_args()
     path = find_look(flags.look)
-    graph, (face,) = read_graph(path, load_model(path), path.stem), draw_faces(1)
+    graph, faces = read_graph(path, load_model(path), path.stem), draw_faces(TOOL, 8)
     with tempfile.TemporaryDirectory() as folder:
-        runners = make_runners(graph, Path(folder))
+        runners = make_runners(graph, faces, Path(folder))
         times: dict[str, list[float]] = {name: [] for name in runners}
         for _ in range(flags.rounds):
             for name, (runner, _) in runners.items():
                 start = time.perf_counter()
-                runner(face, 1.0)
+                runner(faces[0], 1.0)
                 times[name].append(time.perf_counter() - start)
     base = statistics.median(times["torch.onnx.export, float"])
     print(
         f"onnxruntime {onnxruntime.__version__}, torch {torch.__version__}; the yardstick takes {base * 1e3:.1f} ms"
     )
     for name, (_, size) in runners.items():
-        print(f"| {name} | {size:,} | {statistics.median(times[name]) / base:.2f} |")
+        ratio = statistics.median(times[name]) / base
+        print(f"| {name} | {size:,} | {ratio:.2f} |")
 
 
 if __name__ == "__main__":

@@ -6,9 +6,11 @@ machine to the next. No Mac is needed to write one.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import logging
-import tempfile
+import sys
 import uuid
 import warnings
 from collections.abc import Callable
@@ -20,7 +22,8 @@ import numpy as np
 from tinybeauty.files import save_bytes
 from tinybeauty.phones.graph import SOURCE, Graph, Step, Weights
 
-PACKAGES = ("coremltools",)
+PACKAGES = ("coremltools",)  # to write
+RUNTIME = "coremltools"  # to check
 SIDE = 256
 AUTHOR = "com.apple.CoreML"
 Array = np.ndarray
@@ -157,17 +160,18 @@ def make_files(graph: Graph, use_float: bool) -> dict[str, bytes]:
     coremltools = import_coremltools()
     kind = coremltools.TensorType if use_float else coremltools.ImageType
     extra = {} if use_float else {"color_layout": coremltools.colorlayout.RGB}
-    model = coremltools.convert(
-        make_program(graph, use_float),
-        inputs=[
-            kind(name="source", shape=(1, 3, SIDE, SIDE), **extra),
-            coremltools.TensorType(name="strength", shape=(1,)),
-        ],
-        convert_to="mlprogram",
-        minimum_deployment_target=coremltools.target.iOS16,
-        pass_pipeline=coremltools.PassPipeline.EMPTY,  # they unpack the weights, or name things anew
-        skip_model_load=True,
-    )
+    with contextlib.redirect_stderr(io.StringIO()):  # its progress bars
+        model = coremltools.convert(
+            make_program(graph, use_float),
+            inputs=[
+                kind(name="source", shape=(1, 3, SIDE, SIDE), **extra),
+                coremltools.TensorType(name="strength", shape=(1,)),
+            ],
+            convert_to="mlprogram",
+            minimum_deployment_target=coremltools.target.iOS16,
+            pass_pipeline=coremltools.PassPipeline.EMPTY,  # they unpack the weights, or name things anew
+            skip_model_load=True,
+        )
     spec = model.get_spec()
     for block in spec.mlProgram.functions["main"].block_specializations.values():
         share_constants(block)
@@ -230,8 +234,32 @@ def run_operation(kind: str, given: dict[str, Any]) -> Any:
 def make_runner(path: Path, use_float: bool) -> Callable[[Array, float], Array]:
     """Return a function of a face (H, W, 3) uint8 and a strength: what the package makes, levels of 255.
 
-    The package is read back from the disk and its program run in PyTorch, every value rounded to float16.
+    On a Mac by Core ML itself. Elsewhere the package is read back from the disk and its program run in
+    PyTorch, every value rounded to float16.
     """
+    return run_natively(path, use_float) if sys.platform == "darwin" else emulate(path, use_float)
+
+
+def run_natively(path: Path, use_float: bool) -> Callable[[Array, float], Array]:
+    """Return the function on a Mac."""
+    from PIL import Image
+
+    model = import_coremltools().models.MLModel(str(path))
+
+    def run(face: Array, strength: float) -> Array:
+        picture: Any = Image.fromarray(face)
+        if use_float:
+            picture = face.transpose(2, 0, 1)[None] / np.float32(255)
+        made_up = model.predict({"source": picture, "strength": np.float32([strength])})["made_up"]
+        if use_float:
+            return np.asarray(made_up)[0].transpose(1, 2, 0) * 255.0
+        return np.asarray(made_up.convert("RGB"), np.float32)
+
+    return run
+
+
+def emulate(path: Path, use_float: bool) -> Callable[[Array, float], Array]:
+    """Return the function in PyTorch, the levels not rounded to bytes yet."""
     import torch
 
     coremltools = import_coremltools()
@@ -239,8 +267,7 @@ def make_runner(path: Path, use_float: bool) -> Callable[[Array, float], Array]:
 
     spec = coremltools.utils.load_spec(str(path))
     weights = str(path / "Data" / AUTHOR / "weights")
-    with tempfile.TemporaryDirectory():
-        program = load(spec, specification_version=spec.specificationVersion, file_weights_dir=weights)
+    program = load(spec, specification_version=spec.specificationVersion, file_weights_dir=weights)
     function = program.functions["main"]
 
     def find(values: dict[str, Any], variable: Any) -> Any:

@@ -1,7 +1,7 @@
 """A look as a LiteRT file that computes in integers alone, for accelerators that know nothing else.
 
-The weights are the `.pt`'s own int8 values; what is rounded besides is every value on its way, to 8 bits whose
-range is taken from faces. That costs accuracy, which the command prints.
+The weights are the `.pt`'s own int8 values; what is rounded besides is every value on its way, to 8 bits
+whose range is taken from faces. That costs accuracy, which the command prints.
 Source: https://ai.google.dev/edge/litert/conversion/tensorflow/quantization/quantization_spec
 """
 

@@ -13,7 +13,8 @@ from tinybeauty.phones.graph import SOURCE, Graph, Step, Weights
 
 SIDE = 256
 OPSET, IR = 17, 8  # what ONNX Runtime of 2022 reads
-PACKAGES = ("onnx", "onnxruntime")  # to write, to check
+PACKAGES = ("onnx",)  # to write
+RUNTIME = "onnxruntime"  # to check
 
 
 class Builder:
