@@ -171,7 +171,14 @@ class Bytes:
             "MUL": (),
             "CONCATENATION": (("int", 0, 3),),
             "CONV_2D": (same, *ones, ("byte", 3, relu)),
-            "DEPTHWISE_CONV_2D": (same, *ones, ("int", 3, 1), ("byte", 4, relu)),
+            "DEPTHWISE_CONV_2D": (
+                same,
+                *ones,
+                ("int", 3, 1),
+                ("byte", 4, relu),
+                ("int", 5, options.get("dilation_x", 1)),
+                ("int", 6, options.get("dilation_y", 1)),
+            ),
             "DEPTH_TO_SPACE": (("int", 0, 2),),
             "MAX_POOL_2D": (same, ("int", 1, 2), ("int", 2, 2), ("int", 3, 2), ("int", 4, 2)),
         }

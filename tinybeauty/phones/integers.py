@@ -14,8 +14,8 @@ import torch
 
 from tinybeauty.files import save_bytes
 from tinybeauty.phones.flat import Scales, Writer
-from tinybeauty.phones.graph import SOURCE, Graph, Step, Weights, run_step
-from tinybeauty.phones.litert import LEVELS, SIDE, fuse_relu
+from tinybeauty.phones.graph import SOURCE, Graph, Step, Weights, run_step, split_kernels
+from tinybeauty.phones.litert import LEVELS, SIDE, find_dilation, fuse_relu
 
 Array = np.ndarray
 PICTURE = (np.float32([1 / 255]), np.int64([-128]), 0)  # a byte less 128
@@ -62,9 +62,10 @@ class Builder:
 
     def __init__(self, graph: Graph, faces: list[Array]) -> None:
         self.writer = Writer()
-        samples = find_samples(graph.steps, faces)
-        self.steps, self.fused = fuse_relu(graph.steps)
-        reads = {step.inputs[0]: step.output for step in graph.steps if step.kind == "relu"}
+        steps = split_kernels(graph.steps)
+        samples = find_samples(steps, faces)
+        self.steps, self.fused = fuse_relu(steps)
+        reads = {step.inputs[0]: step.output for step in steps if step.kind == "relu"}
         self.samples = {name: samples[reads[name] if name in self.fused else name] for name in samples}
         self.values: dict[str, int] = {}
 
@@ -87,7 +88,7 @@ class Builder:
         bias = np.zeros_like(units) if weights.bias is None else weights.bias
         numbers = (bias / units).round().clip(-(2**30), 2**30).astype(np.int32)
         inputs = [source, weight, self.writer.constant(numbers, (units, zeros, 0))]
-        return self.writer.operator(kind, inputs, made, relu=int(relu))
+        return self.writer.operator(kind, inputs, made, relu=int(relu), **find_dilation(weights))
 
     def add_up(self, step: Step, weights: Weights, source: int, scales: Scales) -> int:
         """Add a 2x2 transposed convolution; the sums of its groups are not rounded on their way."""

@@ -12,7 +12,7 @@ import numpy as np
 
 from tinybeauty.files import save_bytes
 from tinybeauty.phones.flat import Scales, Writer
-from tinybeauty.phones.graph import SOURCE, Graph, Step, Weights, split_ups
+from tinybeauty.phones.graph import SOURCE, Graph, Step, Weights, split_kernels, split_ups
 
 PACKAGES = ("flatbuffers",)  # to write
 RUNTIME = "ai_edge_litert"  # to check; the package is called ai-edge-litert
@@ -35,12 +35,17 @@ def fuse_relu(steps: list[Step]) -> tuple[list[Step], set[str]]:
     return [step.reading(new_names) for step in kept], fused
 
 
+def find_dilation(weights: Weights) -> dict[str, int]:
+    """Return an operator's options that say how a kernel is dilated."""
+    return {"dilation_y": weights.dilation[0], "dilation_x": weights.dilation[1]}
+
+
 class Builder:
     """Turns steps into tensors and operators."""
 
     def __init__(self, steps: list[Step]) -> None:
         self.writer = Writer()
-        self.steps, self.fused = fuse_relu(split_ups(steps))
+        self.steps, self.fused = fuse_relu(split_kernels(split_ups(steps)))
         self.values: dict[str, int] = {}
 
     def make(self, like: int, channels: int, scale: float = 1.0) -> int:
@@ -62,7 +67,7 @@ class Builder:
     def add_convolution(self, step: Step, weights: Weights, source: int) -> int:
         """Add a convolution, depthwise or not; return its output."""
         values, output = weights.values, self.make(source, step.channels)
-        options = {"relu": int(step.output in self.fused)}
+        options = {"relu": int(step.output in self.fused), **find_dilation(weights)}
         if weights.groups == len(values) == len(weights.scales) and values.shape[1] == 1:
             weight = self.unpack(values.transpose(1, 2, 3, 0), weights.scales, 3)
             kind = "DEPTHWISE_CONV_2D"
