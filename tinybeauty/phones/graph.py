@@ -221,6 +221,8 @@ def run_step(step: Step, inputs: list[Tensor], shorten: Callable[[Tensor], Tenso
         return nn.functional.conv2d(
             inputs[0], weight, bias, 1, weights.padding, weights.dilation, weights.groups
         )
+    if len(inputs) > 1:  # of split_ups: the channels back into their places
+        inputs = [torch.stack(inputs, 2).flatten(1, 2)]
     # (C_out, C_in / groups, 2, 2) to PyTorch's own order, (C_in, C_out / groups, 2, 2)
     weight = weight.unflatten(0, (weights.groups, -1)).transpose(1, 2).flatten(0, 1)
     return nn.functional.conv_transpose2d(inputs[0], weight, bias, 2, 0, 0, weights.groups)
@@ -253,17 +255,21 @@ def split_value(steps: dict[str, Step], name: str, parts: int) -> list[Step] | N
     return made
 
 
-def split_ups(steps: list[Step]) -> list[Step]:
+def split_ups(steps: list[Step], widest: int = 1 << 16) -> list[Step]:
     """Return the same function with transposed convolutions of several inputs of one channel to one.
 
     One in as many groups as it has outputs reads neighbouring channels, which no phone does fast. Where
     what makes them can make every second channel by itself, all the first ones become one input, all the
     second ones another, and each is a depthwise convolution.
+
+    Args:
+        steps: of a graph.
+        widest: leave those with more outputs as they are.
     """
     done = list(steps)
     for step in steps:
         weights = step.weights
-        if step.kind != "up" or weights is None or weights.groups != step.channels:
+        if step.kind != "up" or weights is None or weights.groups != step.channels or step.channels > widest:
             continue
         parts = weights.values.shape[1]
         split = split_value({other.output: other for other in done}, step.inputs[0], parts)
@@ -288,8 +294,8 @@ PIECES = ((EVEN, ALL, (2, 1)), (ODD, ODD, (2, 2)), (ODD, EVEN, (2, 2)))  # 21, 1
 def split_kernels(steps: list[Step]) -> list[Step]:
     """Return the same function with depthwise kernels of 7 x 7 as the sum of three smaller, dilated ones.
 
-    XNNPACK is fast for up to 25 weights a channel; for 49 it takes 6 times as long as for the three of them, and
-    20 times in integers.
+    XNNPACK is fast for up to 25 weights a channel; for 49 it takes 6 times as long as for the three of them,
+    and 20 times in integers.
     """
     done = []
     for step in steps:

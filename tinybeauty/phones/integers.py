@@ -7,6 +7,7 @@ Source: https://ai.google.dev/edge/litert/conversion/tensorflow/quantization/qua
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +15,12 @@ import torch
 
 from tinybeauty.files import save_bytes
 from tinybeauty.phones.flat import Scales, Writer
-from tinybeauty.phones.graph import SOURCE, Graph, Step, Weights, run_step, split_kernels
+from tinybeauty.phones.graph import SOURCE, Graph, Step, Weights, run_step, split_kernels, split_ups
 from tinybeauty.phones.litert import LEVELS, SIDE, find_dilation, fuse_relu
 
 Array = np.ndarray
 PICTURE = (np.float32([1 / 255]), np.int64([-128]), 0)  # a byte less 128
+WIDEST = 16  # outputs of transposed convolutions that are split; the others would cost more bytes than time
 SAMPLES = 4096  # of a value on a face
 SHRINK = (1.0, 0.95, 0.9, 0.85, 0.8, 0.7, 0.6)
 STRENGTH = (np.float32([1 / 128]), np.int64([-128]), 0)  # 0, 0.5 and 1 are exact; up to 1.99
@@ -62,7 +64,7 @@ class Builder:
 
     def __init__(self, graph: Graph, faces: list[Array]) -> None:
         self.writer = Writer()
-        steps = split_kernels(graph.steps)
+        steps = split_kernels(split_ups(graph.steps, WIDEST))
         samples = find_samples(steps, faces)
         self.steps, self.fused = fuse_relu(steps)
         reads = {step.inputs[0]: step.output for step in steps if step.kind == "relu"}
@@ -90,15 +92,29 @@ class Builder:
         inputs = [source, weight, self.writer.constant(numbers, (units, zeros, 0))]
         return self.writer.operator(kind, inputs, made, relu=int(relu), **find_dilation(weights))
 
-    def add_up(self, step: Step, weights: Weights, source: int, scales: Scales) -> int:
-        """Add a 2x2 transposed convolution; the sums of its groups are not rounded on their way."""
+    def add_up(self, step: Step, weights: Weights, sources: list[int], scales: Scales) -> int:
+        """Add a 2x2 transposed convolution, as in litert.py."""
         quarters = []
-        for rows in weights.values.reshape(*weights.values.shape[:2], 4).transpose(2, 0, 1):
-            made = self.make(source, step.channels, scales)
-            quarters.append(self.add_convolution("CONV_2D", rows[:, None, None], weights, source, made))
-        together = self.make(source, 4 * step.channels, scales)
+        values = weights.values.reshape(step.channels, -1, 4)
+        part = replace(
+            weights, bias=None if weights.bias is None else weights.bias / np.float32(len(sources))
+        )
+        for quarter in range(4):
+            parts = []
+            for number, source in enumerate(sources):
+                kind, rows = "CONV_2D", values[:, None, None, :, quarter]
+                if len(sources) > 1:
+                    kind, rows = "DEPTHWISE_CONV_2D", values[None, None, None, :, number, quarter]
+                made = self.make(source, step.channels, scales)
+                parts.append(self.add_convolution(kind, rows, part, source, made))
+            while len(parts) > 1:
+                total = self.make(sources[0], step.channels, scales)
+                parts = [*parts[2:], self.writer.operator("ADD", parts[:2], total)]
+            quarters += parts
+        together = self.make(sources[0], 4 * step.channels, scales)
         self.writer.operator("CONCATENATION", quarters, together)
-        return self.writer.operator("DEPTH_TO_SPACE", [together], self.make(source, step.channels, scales, 2))
+        made = self.make(sources[0], step.channels, scales, 2)
+        return self.writer.operator("DEPTH_TO_SPACE", [together], made)
 
     def add_step(self, step: Step) -> int:
         """Add a step; return its output."""
@@ -113,7 +129,7 @@ class Builder:
         if weights is None:
             raise ValueError(f"LiteRT: a {step.kind} on its own")
         if step.kind == "up":
-            return self.add_up(step, weights, inputs[0], scales)
+            return self.add_up(step, weights, inputs, scales)
         deep = weights.groups == len(weights.values)
         values = weights.values.transpose((1, 2, 3, 0) if deep else (0, 2, 3, 1))
         kind, made = "DEPTHWISE_CONV_2D" if deep else "CONV_2D", self.make(inputs[0], step.channels, scales)
