@@ -98,13 +98,16 @@ def pad_mirrored(pixels: Array, pad: tuple[int, int, int, int], side: float) -> 
     return np.rint(image.clip(0, 255)).astype(np.uint8)
 
 
-def align(photo: Image.Image, points: Array, size: int) -> tuple[Image.Image, Array]:
+def align(
+    photo: Image.Image, points: Array, size: int, square: Array | None = None
+) -> tuple[Image.Image, Array]:
     """Return the face's FFHQ square as a picture of `size` pixels, and the landmarks (478, 2) in it.
 
     A picture that is this square already, to `SAME_SQUARE` of its width, is only resized: to align it again
-    would soften it and give it mirrored borders.
+    would soften it and give it mirrored borders. Another `square`, corners (4, 2) as of `find_quad`, is cut
+    out instead of the face's own.
     """
-    quad = find_square(photo.size, points)
+    quad = find_square(photo.size, points) if square is None else square
     width, height = photo.size
     way = find_way_back(quad, size)
     aligned = points @ way[:, :2].T + way[:, 2]
