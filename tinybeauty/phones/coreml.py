@@ -169,6 +169,7 @@ def pack_weights(block: Any, stored: bytes) -> bytes:
 def describe(spec: Any, graph: Graph, use_float: bool) -> None:
     """Say what an app gives and gets, and drop what differs from one day to the next."""
     spec.description.ClearField("metadata")
+    spec.mlProgram.ClearField("attributes")  # coremltools' version
     metadata = spec.description.metadata
     metadata.shortDescription = f"TinyBeauty: the look {graph.name}"
     metadata.license = graph.facts["license"]

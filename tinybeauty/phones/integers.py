@@ -44,13 +44,14 @@ def find_samples(steps: list[Step], faces: list[Array]) -> dict[str, Array]:
 def find_scales(samples: Array) -> Scales:
     """Return the scale and zero point with which int8 tells these numbers best; 0 is exact.
 
-    A few large numbers are cut off where that makes the mean squared error of all smaller.
+    A few large numbers are cut off where that makes the mean squared error of all smaller. The scale is
+    rounded, so that the last bits of another machine's arithmetic hardly ever matter.
     """
     low, high = min(samples.min().item(), 0.0), max(samples.max().item(), 1e-9)
     best, least = (1.0, 0), np.inf
     for below in SHRINK:
         for above in SHRINK:
-            scale = (high * above - low * below) / 255
+            scale = float(np.float16((high * above - low * below) / 255 * 1024)) / 1024
             zero = round(-128 - low * below / scale)
             levels = (samples / scale).round().clip(-128 - zero, 127 - zero)
             error = np.square(levels * scale - samples).mean().item()

@@ -14,7 +14,7 @@ from tinybeauty.files import save_bytes
 from tinybeauty.phones.flat import Scales, Writer
 from tinybeauty.phones.graph import SOURCE, Graph, Step, Weights, split_kernels, split_ups
 
-PACKAGES = ("flatbuffers",)  # to write
+PACKAGES = ()  # to write
 RUNTIME = "ai_edge_litert"  # to check; the package is called ai-edge-litert
 SIDE = 256
 LEVELS = (np.float32([1 / 255]), np.int64([0]), 0)  # a byte as a number in [0, 1]
