@@ -27,10 +27,11 @@ from tinybeauty.looks import find_look
 
 if TYPE_CHECKING:
     from tinybeauty.phones.checks import Difference, Runner
-    from tinybeauty.phones.graph import Graph
+    from tinybeauty.phones.networks import Network
 
 HERE = Path(__file__).resolve().parent
-# {format: (its room, which is imported only when it is asked for; what its file's name ends in)}
+# {format: (its room, imported only when it is asked for; what its file's name ends in)}. The room has
+# write_FORMAT and, where a file can be run to be checked, open_FORMAT; PACKAGES that it needs, and RUNTIME.
 FORMATS = {
     "onnx": ("tinybeauty.phones.onnx", ".onnx"),
     "litert": ("tinybeauty.phones.litert", ".tflite"),
@@ -79,53 +80,57 @@ def find_writer(name: str) -> ModuleType:
     return writer
 
 
-def write(writer: ModuleType, graph: Graph, path: Path, flags: argparse.Namespace) -> None:
+def write_file(network: Network, name: str, path: Path, flags: argparse.Namespace) -> None:
     """Write one file; raises UserError."""
-    if flags.full_int8 and writer.__name__.endswith(".litert"):
+    writer = find_writer(name)
+    if flags.full_int8 and name == "litert":
         from tinybeauty.phones import integers
 
-        integers.write(graph, path, flags.faces)
+        integers.write_integers(network, path, flags.faces)
     else:
-        writer.write(graph, path, flags.float)
+        getattr(writer, f"write_{name}")(network, path, flags.float)
 
 
-def check(graph: Graph, name: str, run: Runner, flags: argparse.Namespace) -> str:
+def check(network: Network, name: str, run: Runner, flags: argparse.Namespace) -> str:
     """Return how far a file is from the network, in words; raises UserError where it is too far."""
     from tinybeauty.phones.checks import compare
 
     limit = find_limit(name, flags)
     strengths = (1.0,) if limit is INTEGERS else (1.0, 0.5, 0.0)
-    difference = compare(graph, run, flags.faces[:CHECKED], strengths, not flags.float and limit is not HALF)
+    difference = compare(
+        network, run, flags.faces[:CHECKED], strengths, not flags.float and limit is not HALF
+    )
     if not limit.allows(difference):
         raise UserError(f"{name}: what was written is not the network, {difference}; no file is left")
     return f"{difference} ({difference.psnr_db:.1f} dB)" if limit is INTEGERS else str(difference)
 
 
-def time_it(graph: Graph, name: str, run: Runner, flags: argparse.Namespace, folder: Path) -> str:
+def time_it(network: Network, name: str, run: Runner, flags: argparse.Namespace, folder: Path) -> str:
     """Return the time beside ONNX Runtime's in float32, one thread, in words; empty where it is missing."""
     if importlib.util.find_spec("onnxruntime") is None or (name == "coreml" and sys.platform != "darwin"):
         return ""
     from tinybeauty.phones import onnx
     from tinybeauty.phones.checks import find_ratio
 
-    onnx.write(graph, folder / "yardstick", True)  # unpacked when it is loaded, so it computes in float32
-    ratio = find_ratio(run, onnx.make_runner(folder / "yardstick", True), flags.faces[0])
+    onnx.write_onnx(network, folder / "yardstick", True)  # unpacked when loaded: it computes in float32
+    ratio = find_ratio(run, onnx.open_onnx(folder / "yardstick", True), flags.faces[0])
     return f", {ratio:.1f} times the time of ONNX Runtime in float32"
 
 
-def export(graph: Graph, name: str, flags: argparse.Namespace) -> str:
+def export(network: Network, name: str, flags: argparse.Namespace) -> str:
     """Write one format, whole and checked, or not at all; return a line about it; raises UserError."""
     writer = find_writer(name)
-    path = flags.out / f"{graph.name}{FORMATS[name][1]}"
+    path = flags.out / f"{network.name}{FORMATS[name][1]}"
     with tempfile.TemporaryDirectory(dir=flags.out, prefix=".partial") as folder:
         partial = Path(folder) / path.name
-        write(writer, graph, partial, flags)
-        words = "not checked"
-        if flags.check and importlib.util.find_spec(writer.RUNTIME) is None:
+        write_file(network, name, partial, flags)
+        words, opener = "not checked", getattr(writer, f"open_{name}", None)
+        if flags.check and opener and importlib.util.find_spec(writer.RUNTIME) is None:
             words += f": pip install {writer.RUNTIME.replace('_', '-')}"
-        elif flags.check:
-            run = writer.make_runner(partial, flags.float)
-            words = check(graph, name, run, flags) + time_it(graph, name, run, flags, Path(folder))
+        elif flags.check and opener:
+            run = opener(partial, flags.float)
+            words = check(network, name, run, flags) + time_it(network, name, run, flags, Path(folder))
+            words += writer.describe_delegates(partial) if name == "litert" else ""
         parts = [part for part in partial.rglob("*") if part.is_file()] or [partial]
         size = sum(part.stat().st_size for part in parts)
         try:
@@ -161,10 +166,10 @@ def export_look(argv: list[str]) -> None:
     for name in flags.to:
         find_writer(name)  # what is missing is said before anything is made
     from tinybeauty.phones.checks import draw_faces, read_faces
-    from tinybeauty.phones.graph import read_graph
+    from tinybeauty.phones.networks import read_network
     from tinybeauty_training import load_model
 
-    graph = read_graph(path, load_model(path), path.stem)
+    network = read_network(path, load_model(path), path.stem)
     if flags.faces is not None:
         flags.faces = read_faces(flags.faces, CALIBRATED)
     elif flags.check or flags.full_int8:
@@ -174,7 +179,7 @@ def export_look(argv: list[str]) -> None:
     except OSError as error:
         raise UserError(f"cannot write to {flags.out}: {error.strerror}") from None
     for name in dict.fromkeys(flags.to):
-        print(export(graph, name, flags), flush=True)
+        print(export(network, name, flags), flush=True)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from tinybeauty.looks import find_look
 from tinybeauty.phones import integers, litert, onnx
 from tinybeauty.phones.checks import Runner, draw_faces
-from tinybeauty.phones.graph import Graph, read_graph
+from tinybeauty.phones.networks import Network, read_network
 from tinybeauty_training import load_model
 
 TOOL = Path(__file__).resolve().parents[1] / "data" / "make_demo.py"
@@ -47,34 +47,33 @@ class MadeUp(nn.Module):
         return (source + strength * self.model(source)).clamp(0, 1)
 
 
-def export_float32(graph: Graph) -> bytes:
+def export_float32(network: Network) -> bytes:
     """Return what torch.onnx.export writes."""
     buffer = io.BytesIO()
     example = (torch.rand(1, 3, 256, 256), torch.tensor(1.0))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.onnx.export(
-            MadeUp(graph.model), example, buffer, dynamo=False, opset_version=17,
+            MadeUp(network.model), example, buffer, dynamo=False, opset_version=17,
             input_names=["source", "strength"], output_names=["made_up"],
         )  # fmt: skip
     return buffer.getvalue()
 
 
-def make_runners(graph: Graph, faces: list[np.ndarray], folder: Path) -> dict[str, tuple[Runner, int]]:
+def make_runners(network: Network, faces: list[np.ndarray], folder: Path) -> dict[str, tuple[Runner, int]]:
     """Return {what: (function, bytes)}."""
-    runners = {}
-    writers = {"onnx": onnx, "tflite": litert}
-    (folder / "base").write_bytes(export_float32(graph))
-    runners["torch.onnx.export, float"] = (onnx.make_runner(folder / "base", True), 0)
-    for suffix, writer in writers.items():
-        for use_float in (True, False):
-            path = folder / f"{use_float}.{suffix}"
-            writer.write(graph, path, use_float)
-            runner = writer.make_runner(path, use_float)
-            runners[f"{suffix}, {'float' if use_float else 'bytes'}"] = (runner, path.stat().st_size)
+    (folder / "base").write_bytes(export_float32(network))
+    runners = {"torch.onnx.export, float": (onnx.open_onnx(folder / "base", True), 0)}
+    for use_float, kind in ((True, "float"), (False, "bytes")):
+        path = folder / f"{kind}.onnx"
+        onnx.write_onnx(network, path, use_float)
+        runners[f"ONNX, {kind}"] = (onnx.open_onnx(path, use_float), path.stat().st_size)
+        path = folder / f"{kind}.tflite"
+        litert.write_litert(network, path, use_float)
+        runners[f"LiteRT, {kind}"] = (litert.open_litert(path, use_float), path.stat().st_size)
     path = folder / "integers.tflite"
-    integers.write(graph, path, faces)
-    runners["tflite, full int8"] = (litert.make_runner(path, False), path.stat().st_size)
+    integers.write_integers(network, path, faces)
+    runners["LiteRT, full int8"] = (litert.open_litert(path, False), path.stat().st_size)
     return runners
 
 
@@ -85,9 +84,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=30, help="default 30")
     flags = parser.parse_args()
     path = find_look(flags.look)
-    graph, faces = read_graph(path, load_model(path), path.stem), draw_faces(TOOL, 8)
+    network, faces = read_network(path, load_model(path), path.stem), draw_faces(TOOL, 8)
     with tempfile.TemporaryDirectory() as folder:
-        runners = make_runners(graph, faces, Path(folder))
+        runners = make_runners(network, faces, Path(folder))
         times: dict[str, list[float]] = {name: [] for name in runners}
         for _ in range(flags.rounds):
             for name, (runner, _) in runners.items():

@@ -2,50 +2,85 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from pathlib import Path
+
 import numpy as np
+import onnxruntime
 import pytest
+import tflite
+import torch
 from conftest import ROOT, read_files
 
 import tinybeauty_export
-from tinybeauty.phones.graph import read_graph
-from tinybeauty_export import draw_faces, find_truth, main
+from tinybeauty.phones import networks
+from tinybeauty.phones.checks import compare, draw_faces, find_truth
+from tinybeauty.phones.networks import Network, Step, Weights, read_network, run_steps
+from tinybeauty_export import FORMATS, main
 from tinybeauty_training import load_model
 
-LOOKS = sorted(path.stem for path in (ROOT / "tinybeauty_model" / "pretrained").glob("*.pt"))
-FILES = {name: f"evening{suffix}" for name, (_, suffix, _) in tinybeauty_export.FORMATS.items()}
+LOOKS = ROOT / "tinybeauty_model" / "pretrained"
+FILES = {name: f"evening{suffix}" for name, (_, suffix) in FORMATS.items()}
+# Bytes that a file may have more than the .pt, which holds the same weights.
+OVERHEAD = {"onnx": 9_600, "litert": 19_600, "coreml": 24_000}
 
 
 @pytest.fixture(scope="module")
-def face() -> np.ndarray:
-    """A drawn face, 256 x 256."""
-    return draw_faces(1)[0]
+def faces() -> list[np.ndarray]:
+    """Drawn faces, 256 x 256."""
+    return draw_faces(ROOT / "data" / "make_demo.py", 2)
 
 
-def read_look(look: str):
-    """Return the graph of a look that ships."""
-    path = ROOT / "tinybeauty_model" / "pretrained" / f"{look}.pt"
-    return read_graph(path, load_model(path), look)
+def read_look(look: str) -> Network:
+    """Return a look that ships."""
+    path = LOOKS / f"{look}.pt"
+    return read_network(path, load_model(path), look)
 
 
-@pytest.mark.parametrize("flags", [[], ["--float"]], ids=["bytes", "float"])
+def open_file(name: str, path: Path, use_float: bool = False):
+    """Return the function of a written file, in its real runtime (Core ML: read back and emulated)."""
+    return getattr(tinybeauty_export.find_writer(name), f"open_{name}")(path, use_float)
+
+
+def find_size(path: Path) -> int:
+    """Return the bytes of a file or a package."""
+    return sum(len(data) for data in read_files(path).values()) if path.is_dir() else path.stat().st_size
+
+
+# --- Each format: the same numbers, the same bytes ----------------------------------------------------
 @pytest.mark.parametrize("name", FILES)
-def test_the_command_writes_a_checked_file_the_same_each_time(name, flags, tmp_path, capsys):
+def test_the_command_writes_a_checked_file_the_same_each_time(name, tmp_path, capsys):
     for folder in ("a", "b"):
-        assert main(["evening", "--to", name, "--out", str(tmp_path / folder), *flags]) == 0
-    assert "differs by" in capsys.readouterr().out
+        assert main(["evening", "--to", name, "--out", str(tmp_path / folder)]) == 0
+    out = capsys.readouterr().out
+    assert "differs by" in out
+    assert name != "litert" or "fits the GPU delegate" in out
     assert [path.name for path in (tmp_path / "a").iterdir()] == [FILES[name]]
     assert read_files(tmp_path / "a") == read_files(tmp_path / "b")
+    size = find_size(tmp_path / "a" / FILES[name])
+    assert f"{size:,} bytes" in out
+    assert size <= (LOOKS / "evening.pt").stat().st_size + OVERHEAD[name]
+
+
+@pytest.mark.parametrize("look", ["natural", "bold"])
+def test_all_formats_of_the_other_looks_give_the_networks_numbers(look, faces, tmp_path):
+    """Floats in and out; with bytes the command has checked it above."""
+    assert main([look, "--to", *FILES, "--float", "--no-check", "--out", str(tmp_path)]) == 0
+    for name, (_, suffix) in FORMATS.items():
+        run = open_file(name, tmp_path / f"{look}{suffix}", use_float=True)
+        difference = compare(read_look(look), run, faces[:1], (1.0, 0.5), rounded=False)
+        assert difference.largest <= (0.5 if name == "coreml" else 0.001), name
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_strength_is_a_slider(name, face, tmp_path):
+def test_strength_is_a_slider(name, faces, tmp_path):
     assert main(["bold", "--to", name, "--no-check", "--out", str(tmp_path)]) == 0
-    path = next(tmp_path.iterdir())
-    run = tinybeauty_export.find_writer(name).make_runner(path, False)
+    run, face = open_file(name, next(tmp_path.iterdir())), faces[0]
     assert (run(face, 0.0) == face).all()
-    graph = read_look("bold")
+    network = read_look("bold")
     for strength in (0.5, 1.0, 1.5):
-        truth, made_up = find_truth(graph, face, strength), run(face, strength)
+        truth, made_up = find_truth(network, face, strength), run(face, strength)
         if name == "coreml":  # float16, looked at before it is rounded
             assert np.abs(made_up - truth).max() <= 0.5
         else:
@@ -53,17 +88,145 @@ def test_strength_is_a_slider(name, face, tmp_path):
             assert (made_up != truth.round()).mean() <= 1e-5
 
 
-@pytest.mark.parametrize("name", FILES)
-def test_a_broken_weight_is_refused_and_leaves_no_file(name, tmp_path, capsys, monkeypatch):
-    def read_broken(path, model, look):
-        graph = read_graph(path, model, look)
-        weights = graph.steps[0].weights
-        weights.values[0, 0] = -weights.values[0, 0]
-        return graph
+def test_integers_alone_cost_little_and_the_loss_is_told(faces, tmp_path, capsys):
+    assert main(["evening", "--to", "litert", "--full-int8", "--out", str(tmp_path)]) == 0
+    path = tmp_path / "evening.tflite"
+    assert "dB" in capsys.readouterr().out
+    difference = compare(read_look("evening"), open_file("litert", path), faces, (1.0,), rounded=True)
+    assert difference.mean <= 0.31
+    assert difference.psnr_db >= 51
+    assert path.stat().st_size <= (LOOKS / "evening.pt").stat().st_size + 25_600
 
-    monkeypatch.setattr("tinybeauty.phones.graph.read_graph", read_broken)
-    assert main(["evening", "--to", name, "--out", str(tmp_path)]) == 1
-    assert "not written" in capsys.readouterr().err
+
+def test_calibration_takes_the_users_faces(tmp_path, demo, capsys):
+    words = ["evening", "--to", "litert", "--full-int8", "--faces", str(demo / "source")]
+    assert main([*words, "--out", str(tmp_path / "mine")]) == 0
+    assert main([*words[:4], "--no-check", "--out", str(tmp_path / "demo")]) == 0
+    assert read_files(tmp_path / "mine") != read_files(tmp_path / "demo")
+    (tmp_path / "empty").mkdir()
+    assert main([*words[:5], str(tmp_path / "empty"), "--out", str(tmp_path / "none")]) == 1
+    assert "holds no picture of a face" in capsys.readouterr().err
+
+
+# --- What an app sees ---------------------------------------------------------------------------------
+def test_onnx_takes_other_sizes_and_a_default_strength(tmp_path):
+    assert main(["evening", "--to", "onnx", "--no-check", "--out", str(tmp_path)]) == 0
+    session = onnxruntime.InferenceSession(tmp_path / "evening.onnx")
+    assert session.get_modelmeta().custom_metadata_map["look"] == "evening"
+    assert float(session.get_modelmeta().custom_metadata_map["psnr_db"]) > 30
+    face = np.random.default_rng(0).integers(0, 256, (1, 64, 96, 3), np.uint8)
+    (made_up,) = session.run(["made_up"], {"source": face})
+    assert np.abs(made_up[0] - find_truth(read_look("evening"), face[0], 1.0).round()).max() <= 1
+
+
+def test_litert_takes_other_sizes_and_says_what_it_is(tmp_path):
+    interpreters = pytest.importorskip("ai_edge_litert.interpreter")
+    assert main(["evening", "--to", "litert", "--no-check", "--out", str(tmp_path)]) == 0
+    data = (tmp_path / "evening.tflite").read_bytes()
+    interpreter = interpreters.Interpreter(model_content=data)
+    (signature,) = interpreter.get_signature_list().values()
+    assert signature == {"inputs": ["source", "strength"], "outputs": ["made_up"]}
+    face = np.random.default_rng(0).integers(0, 256, (1, 64, 96, 3), np.uint8)
+    source, strength = (detail["index"] for detail in interpreter.get_input_details())
+    interpreter.resize_tensor_input(source, face.shape)
+    interpreter.allocate_tensors()
+    interpreter.set_tensor(source, face)
+    interpreter.set_tensor(strength, np.float32([1]))
+    interpreter.invoke()
+    made_up = interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
+    assert np.abs(made_up[0] - find_truth(read_look("evening"), face[0], 1.0).round()).max() <= 1
+    model = tflite.Model.GetRootAsModel(data, 0)
+    facts = json.loads(bytes(model.Buffers(model.Metadata(0).Buffer()).DataAsNumpy()))
+    assert facts["look"] == "evening"
+
+
+def test_litert_has_no_operator_that_phones_lack(tmp_path):
+    assert main(["evening", "--to", "litert", "--no-check", "--out", str(tmp_path)]) == 0
+    model = tflite.Model.GetRootAsModel((tmp_path / "evening.tflite").read_bytes(), 0)
+    names = {number: name for name, number in vars(tflite.BuiltinOperator).items() if isinstance(number, int)}
+    used = {names[model.OperatorCodes(at).BuiltinCode()] for at in range(model.OperatorCodesLength())}
+    assert not used & {"TRANSPOSE", "TRANSPOSE_CONV", "RESHAPE", "CUSTOM", "CAST", "SPLIT"}
+
+
+def test_coreml_says_what_it_takes(tmp_path):
+    coremltools = pytest.importorskip("coremltools")
+    assert main(["evening", "--to", "coreml", "--no-check", "--out", str(tmp_path)]) == 0
+    spec = coremltools.utils.load_spec(str(tmp_path / "evening.mlpackage"))
+    source, strength = spec.description.input
+    (made_up,) = spec.description.output
+    for picture in (source, made_up):
+        assert picture.type.imageType.colorSpace == picture.type.imageType.RGB
+        assert (picture.type.imageType.width, picture.type.imageType.height) == (256, 256)
+    assert strength.type.isOptional
+    assert strength.type.multiArrayType.floatDefaultValue == 1
+    assert spec.description.metadata.userDefined["look"] == "evening"
+    assert spec.specificationVersion == 7  # iOS 16
+
+
+# --- The same bytes with other versions of the packages -----------------------------------------------
+def make_weights(channels: int, inputs: int, kernel: int, groups: int, bias: bool = True) -> Weights:
+    """Return weights that are written down nowhere and the same everywhere."""
+    count = channels * (inputs // groups) * kernel * kernel
+    values = ((np.arange(count) * 37 + 11) % 251 - 125).astype(np.int8)
+    scales = (2.0 ** -(8 + np.arange(channels) % 3)).astype(np.float32)
+    offsets = ((np.arange(channels) % 7 - 3) / 8).astype(np.float32)
+    return Weights(values.reshape(channels, -1, kernel, kernel), scales, offsets if bias else None, groups)
+
+
+def make_network() -> Network:
+    """Return a small network that has every kind of step, whatever TinyBeauty's looks like."""
+    steps = [
+        Step("conv", ("source",), "a", 16, make_weights(16, 3, 3, 1)),
+        Step("relu", ("a",), "b", 16),
+        Step("pool", ("b",), "c", 16),
+        Step("conv", ("c",), "d", 16, make_weights(16, 16, 7, 16, bias=False)),
+        Step("conv", ("d",), "e", 16, make_weights(16, 16, 1, 1)),
+        Step("conv", ("c",), "f", 16, make_weights(16, 16, 1, 1, bias=False)),
+        Step("add", ("e", "f"), "g", 16),
+        Step("relu", ("g",), "h", 16),
+        Step("up", ("h",), "i", 8, make_weights(8, 16, 2, 8)),
+        Step("conv", ("i",), "j", 3, make_weights(3, 8, 1, 1)),
+    ]
+    return Network("small", steps, {"look": "small", "license": "none"}, torch.nn.Identity())
+
+
+DIGESTS = {"onnx": "53d5a0001e06cade", "litert": "1d37b1b8fe8c66be", "coreml": "5e302e867ada9268"}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_the_bytes_are_the_same_on_every_machine(name, tmp_path):
+    path = tmp_path / f"small{FORMATS[name][1]}"
+    getattr(tinybeauty_export.find_writer(name), f"write_{name}")(make_network(), path, False)
+    data = b"".join(data for _, data in sorted(read_files(tmp_path).items()))
+    assert hashlib.sha256(data).hexdigest()[:16] == DIGESTS[name]
+
+
+@pytest.mark.parametrize("change", [networks.split_ups, networks.split_kernels])
+def test_what_is_split_for_a_phone_stays_the_same_function(change):
+    steps = make_network().steps
+    changed = change(steps)
+    assert len(changed) > len(steps)
+    source = torch.rand(1, 3, 32, 48)
+    torch.testing.assert_close(run_steps(changed, source), run_steps(steps, source), rtol=1e-4, atol=1e-4)
+
+
+# --- What goes wrong ----------------------------------------------------------------------------------
+@pytest.mark.parametrize("flags", [[], ["--full-int8"]], ids=["weights", "integers"])
+@pytest.mark.parametrize("name", FILES)
+def test_a_broken_weight_is_refused_and_leaves_no_file(name, flags, tmp_path, capsys, monkeypatch):
+    if flags and name != "litert":
+        pytest.skip("LiteRT's alone")
+
+    def read_broken(path, model, look):
+        network = read_network(path, model, look)
+        weights = network.steps[-1].weights
+        weights.values[0] = -weights.values[0]
+        return network
+
+    monkeypatch.setattr(networks, "read_network", read_broken)
+    assert main(["evening", "--to", name, "--out", str(tmp_path), *flags]) == 1
+    error = capsys.readouterr().err
+    assert f"{name}: what was written is not the network" in error
     assert not list(tmp_path.iterdir())
 
 
@@ -74,8 +237,10 @@ def test_a_broken_weight_is_refused_and_leaves_no_file(name, tmp_path, capsys, m
         (["evening", "--to", "tnn"], "tnn"),
         (["missing.pt", "--to", "onnx"], "missing.pt"),
         ([str(ROOT / "README.md"), "--to", "onnx"], "is damaged or no file"),
+        (["evening", "--to", "onnx", "--full-int8"], "--full-int8 is for"),
+        (["evening", "--to", "onnx", "--faces", "nowhere"], "nowhere"),
     ],
-    ids=["look", "format", "file", "foreign"],
+    ids=["look", "format", "file", "foreign", "integers", "faces"],
 )
 def test_what_is_wrong_is_one_line(words, message, tmp_path, capsys):
     assert main([*words, "--out", str(tmp_path / "out")]) == 1
@@ -85,7 +250,30 @@ def test_what_is_wrong_is_one_line(words, message, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_missing_package_is_named(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+def test_a_damaged_network_is_named(tmp_path, capsys):
+    data = bytearray((LOOKS / "evening.pt").read_bytes())
+    data[len(data) // 2] ^= 1
+    (tmp_path / "mine.pt").write_bytes(data)
+    assert main([str(tmp_path / "mine.pt"), "--to", "onnx", "--out", str(tmp_path / "out")]) == 1
+    assert "mine.pt is damaged" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_missing_package_is_named_and_a_missing_runtime_told(tmp_path, capsys, monkeypatch):
+    find = tinybeauty_export.importlib.util.find_spec
+    hidden = {"onnx", "ai_edge_litert"}
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name in hidden else find(name))
     assert main(["evening", "--to", "onnx", "--out", str(tmp_path)]) == 1
-    assert "onnx needs the package onnx: pip install" in capsys.readouterr().err
+    assert "onnx needs the package onnx: pip install onnx" in capsys.readouterr().err
+    assert main(["evening", "--to", "litert", "--out", str(tmp_path)]) == 0
+    assert "not checked: pip install ai-edge-litert" in capsys.readouterr().out
+
+
+def test_an_older_package_is_replaced_whole(tmp_path):
+    pytest.importorskip("coremltools")
+    package = tmp_path / "evening.mlpackage"
+    (package / "Data").mkdir(parents=True)
+    (package / "Data" / "old").write_text("old")
+    assert main(["evening", "--to", "coreml", "--no-check", "--out", str(tmp_path)]) == 0
+    assert not (package / "Data" / "old").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["evening.mlpackage"]

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from tinybeauty.files import save_bytes
-from tinybeauty.phones.graph import SOURCE, Graph, Step, Weights
+from tinybeauty.phones.networks import SOURCE, Network, Step, Weights
 
 PACKAGES = ("coremltools",)  # to write
 RUNTIME = "coremltools"  # to check
@@ -41,7 +41,7 @@ def import_coremltools() -> Any:
         return coremltools
 
 
-def unpack(mb: Any, values: Array, scales: Array) -> Any:
+def dequantize(mb: Any, values: Array, scales: Array) -> Any:
     """Return int8 values (C_out, ...) times their scales (C_out,), in float16."""
     return mb.constexpr_affine_dequantize(
         quantized_data=np.ascontiguousarray(values),
@@ -66,15 +66,15 @@ def add_convolution(mb: Any, step: Step, weights: Weights, source: Any) -> Any:
     if bias is not None:
         options["bias"] = bias.astype(np.float16)
     convolve = mb.conv_transpose if alone else mb.conv
-    weight = unpack(mb, values, scales)
+    weight = dequantize(mb, values, scales)
     made = convolve(x=source, weight=weight, dilations=[1, 1], groups=weights.groups, **options)
     return mb.pixel_shuffle(x=made, upscale_factor=2) if step.kind == "up" and not alone else made
 
 
-def add_steps(mb: Any, graph: Graph, picture: Any) -> Any:
+def add_steps(mb: Any, network: Network, picture: Any) -> Any:
     """Return the residual of a picture (1, 3, H, W) in [0, 1]."""
     values = {SOURCE: picture}
-    for step in graph.steps:
+    for step in network.steps:
         inputs = [values[name] for name in step.inputs]
         if step.kind == "add":
             made = mb.add(x=inputs[0], y=inputs[1])
@@ -89,10 +89,10 @@ def add_steps(mb: Any, graph: Graph, picture: Any) -> Any:
             assert step.weights is not None
             made = add_convolution(mb, step, step.weights, inputs[0])
         values[step.output] = made
-    return values[graph.steps[-1].output]
+    return values[network.steps[-1].output]
 
 
-def make_program(graph: Graph, use_float: bool) -> Any:
+def make_program(network: Network, use_float: bool) -> Any:
     """Return the program in coremltools' own form."""
     coremltools = import_coremltools()
     from coremltools.converters.mil import Builder as mb  # noqa: N813  the name of its own documents
@@ -106,7 +106,7 @@ def make_program(graph: Graph, use_float: bool) -> Any:
         # The levels themselves are exact in float16, levels / 255 are not: so they are what the residual is
         # added to, and strength 0 gives the picture back.
         inside = picture if use_float else mb.mul(x=picture, y=np.float16(1 / 255))
-        residual = add_steps(mb, graph, inside)
+        residual = add_steps(mb, network, inside)
         if not use_float:
             residual = mb.mul(x=residual, y=np.float16(255))
         scaled = mb.mul(x=residual, y=mb.cast(x=strength, dtype="fp16"))
@@ -166,14 +166,14 @@ def pack_weights(block: Any, stored: bytes) -> bytes:
     return bytes(kept)
 
 
-def describe(spec: Any, graph: Graph, use_float: bool) -> None:
+def describe_spec(spec: Any, network: Network, use_float: bool) -> None:
     """Say what an app gives and gets, and drop what differs from one day to the next."""
     spec.description.ClearField("metadata")
     spec.mlProgram.ClearField("attributes")  # coremltools' version
     metadata = spec.description.metadata
-    metadata.shortDescription = f"TinyBeauty: the look {graph.name}"
-    metadata.license = graph.facts["license"]
-    metadata.userDefined.update(graph.facts)
+    metadata.shortDescription = f"TinyBeauty: the look {network.name}"
+    metadata.license = network.facts["license"]
+    metadata.userDefined.update(network.facts)
     strength = spec.description.input[1].type
     strength.isOptional = True
     strength.multiArrayType.floatDefaultValue = 1.0
@@ -182,14 +182,14 @@ def describe(spec: Any, graph: Graph, use_float: bool) -> None:
         made_up.imageType.CopyFrom(spec.description.input[0].type.imageType)
 
 
-def make_files(graph: Graph, use_float: bool) -> dict[str, bytes]:
+def make_files(network: Network, use_float: bool) -> dict[str, bytes]:
     """Return {path inside the package: bytes}."""
     coremltools = import_coremltools()
     kind = coremltools.TensorType if use_float else coremltools.ImageType
     extra = {} if use_float else {"color_layout": coremltools.colorlayout.RGB}
     with contextlib.redirect_stderr(io.StringIO()):  # its progress bars
         model = coremltools.convert(
-            make_program(graph, use_float),
+            make_program(network, use_float),
             inputs=[
                 kind(name="source", shape=(1, 3, SIDE, SIDE), **extra),
                 coremltools.TensorType(name="strength", shape=(1,)),
@@ -203,7 +203,7 @@ def make_files(graph: Graph, use_float: bool) -> dict[str, bytes]:
     (block,) = spec.mlProgram.functions["main"].block_specializations.values()
     weights = pack_weights(block, Path(model.weights_dir, "weight.bin").read_bytes())
     share_constants(block)
-    describe(spec, graph, use_float)
+    describe_spec(spec, network, use_float)
     parts = {
         "model.mlmodel": ("CoreML Model Specification", spec.SerializeToString(deterministic=True)),
         "weights": ("CoreML Model Weights", b""),
@@ -226,9 +226,9 @@ def make_files(graph: Graph, use_float: bool) -> dict[str, bytes]:
     }
 
 
-def write(graph: Graph, path: Path, use_float: bool) -> None:
+def write_coreml(network: Network, path: Path, use_float: bool) -> None:
     """Write the package `path`, a folder that is not there yet; raises UserError."""
-    for name, data in make_files(graph, use_float).items():
+    for name, data in make_files(network, use_float).items():
         (path / name).parent.mkdir(parents=True, exist_ok=True)
         save_bytes(path / name, data)
 
@@ -263,7 +263,7 @@ def run_operation(kind: str, given: dict[str, Any]) -> Any:
     return simple[kind]()
 
 
-def make_runner(path: Path, use_float: bool) -> Callable[[Array, float], Array]:
+def open_coreml(path: Path, use_float: bool) -> Callable[[Array, float], Array]:
     """Return a function of a face (H, W, 3) uint8 and a strength: what the package makes, levels of 255.
 
     On a Mac by Core ML itself. Elsewhere the package is read back from the disk and its program run in

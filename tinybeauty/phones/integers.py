@@ -15,8 +15,8 @@ import torch
 
 from tinybeauty.files import save_bytes
 from tinybeauty.phones.flat import Scales, Writer
-from tinybeauty.phones.graph import SOURCE, Graph, Step, Weights, run_step, split_kernels, split_ups
 from tinybeauty.phones.litert import LEVELS, SIDE, find_dilation, fuse_relu
+from tinybeauty.phones.networks import SOURCE, Network, Step, Weights, run_step, split_kernels, split_ups
 
 Array = np.ndarray
 PICTURE = (np.float32([1 / 255]), np.int64([-128]), 0)  # a byte less 128
@@ -60,12 +60,12 @@ def find_scales(samples: Array) -> Scales:
     return np.float32([best[0]]), np.int64([best[1]]), 0
 
 
-class Builder:
+class IntegerBuilder:
     """Turns steps into tensors and operators of int8."""
 
-    def __init__(self, graph: Graph, faces: list[Array]) -> None:
+    def __init__(self, network: Network, faces: list[Array]) -> None:
         self.writer = Writer()
-        steps = split_kernels(split_ups(graph.steps, WIDEST))
+        steps = split_kernels(split_ups(network.steps, WIDEST))
         samples = find_samples(steps, faces)
         self.steps, self.fused = fuse_relu(steps)
         reads = {step.inputs[0]: step.output for step in steps if step.kind == "relu"}
@@ -137,14 +137,14 @@ class Builder:
         return self.add_convolution(kind, values, weights, inputs[0], made, relu)
 
 
-def make_bytes(graph: Graph, faces: list[Array]) -> bytes:
+def make_integers(network: Network, faces: list[Array]) -> bytes:
     """Return the file: `source` (1, H, W, 3) uint8 and `strength` (1,) float32 to `made_up`, uint8.
 
     Args:
-        graph: the look.
+        network: the look.
         faces: (H, W, 3) uint8, from which the ranges are taken.
     """
-    builder = Builder(graph, faces)
+    builder = IntegerBuilder(network, faces)
     writer, shape = builder.writer, (1, SIDE, SIDE, 3)
     source = writer.tensor(shape, "uint8", scales=LEVELS, name="source")
     strength = writer.tensor((1,), name="strength")
@@ -159,9 +159,9 @@ def make_bytes(graph: Graph, faces: list[Array]) -> bytes:
     total = writer.operator("ADD", [picture, scaled], writer.tensor(shape, "int8", scales=PICTURE))
     made_up = writer.tensor(shape, "uint8", scales=LEVELS, name="made_up")
     writer.operator("QUANTIZE", [total], made_up)
-    return writer.to_bytes([source, strength], made_up, graph.facts)
+    return writer.to_bytes([source, strength], made_up, network.facts)
 
 
-def write(graph: Graph, path: Path, faces: list[Array]) -> None:
+def write_integers(network: Network, path: Path, faces: list[Array]) -> None:
     """Write `path`, whole or not at all; raises UserError."""
-    save_bytes(path, make_bytes(graph, faces))
+    save_bytes(path, make_integers(network, faces))

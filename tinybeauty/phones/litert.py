@@ -12,9 +12,9 @@ import numpy as np
 
 from tinybeauty.files import save_bytes
 from tinybeauty.phones.flat import Scales, Writer
-from tinybeauty.phones.graph import SOURCE, Graph, Step, Weights, split_kernels, split_ups
+from tinybeauty.phones.networks import SOURCE, Network, Step, Weights, split_kernels, split_ups
 
-PACKAGES = ()  # to write
+PACKAGES: tuple[str, ...] = ()  # to write
 RUNTIME = "ai_edge_litert"  # to check; the package is called ai-edge-litert
 SIDE = 256
 LEVELS = (np.float32([1 / 255]), np.int64([0]), 0)  # a byte as a number in [0, 1]
@@ -40,7 +40,7 @@ def find_dilation(weights: Weights) -> dict[str, int]:
     return {"dilation_y": weights.dilation[0], "dilation_x": weights.dilation[1]}
 
 
-class Builder:
+class FloatBuilder:
     """Turns steps into tensors and operators."""
 
     def __init__(self, steps: list[Step]) -> None:
@@ -115,14 +115,14 @@ class Builder:
         return self.add_convolution(step, step.weights, inputs[0])
 
 
-def make_bytes(graph: Graph, use_float: bool) -> bytes:
+def make_litert(network: Network, use_float: bool) -> bytes:
     """Return the file: `source` (1, H, W, 3) and `strength` (1,) to `made_up`.
 
     Args:
-        graph: the look.
+        network: the look.
         use_float: [0, 1] in and out; else bytes.
     """
-    builder = Builder(graph.steps)
+    builder = FloatBuilder(network.steps)
     writer, shape = builder.writer, (1, SIDE, SIDE, 3)
     pixels = {} if use_float else {"kind": "uint8", "scales": LEVELS}
     source = writer.tensor(shape, name="source", **pixels)
@@ -141,15 +141,26 @@ def make_bytes(graph: Graph, use_float: bool) -> bytes:
         writer.operator(
             "QUANTIZE", [writer.operator("ADD", [picture, scaled], writer.tensor(shape))], made_up
         )
-    return writer.to_bytes([source, strength], made_up, graph.facts)
+    return writer.to_bytes([source, strength], made_up, network.facts)
 
 
-def write(graph: Graph, path: Path, use_float: bool) -> None:
+def write_litert(network: Network, path: Path, use_float: bool) -> None:
     """Write `path`, whole or not at all; raises UserError."""
-    save_bytes(path, make_bytes(graph, use_float))
+    save_bytes(path, make_litert(network, use_float))
 
 
-def make_runner(path: Path, use_float: bool) -> Callable[[Array, float], Array]:
+def describe_delegates(path: Path) -> str:
+    """Return what LiteRT's analyser says of the GPU delegate, in words; empty where it is missing."""
+    try:
+        from ai_edge_litert._pywrap_analyzer_wrapper import ModelAnalyzer
+    except ImportError:
+        return ""
+    said = ModelAnalyzer(str(path), True, True)
+    fits = "looks compatible with GPU delegate" in said
+    return f", {'fits' if fits else 'does not fit'} the GPU delegate"
+
+
+def open_litert(path: Path, use_float: bool) -> Callable[[Array, float], Array]:
     """Return a function of a face (H, W, 3) uint8 and a strength: what LiteRT makes, levels of 255."""
     from ai_edge_litert.interpreter import Interpreter
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from tinybeauty.files import save_bytes
-from tinybeauty.phones.graph import SOURCE, Graph, Step, Weights
+from tinybeauty.phones.networks import SOURCE, Network, Step, Weights
 
 SIDE = 256
 OPSET, IR = 17, 8  # what ONNX Runtime of 2022 reads
@@ -17,7 +17,7 @@ PACKAGES = ("onnx",)  # to write
 RUNTIME = "onnxruntime"  # to check
 
 
-class Builder:
+class OnnxBuilder:
     """Collects nodes and constants; short names, because each costs its bytes three times."""
 
     def __init__(self) -> None:
@@ -85,22 +85,22 @@ class Builder:
             self.node("Conv", inputs, step.output, **pads, **groups)
 
 
-def make_bytes(graph: Graph, use_float: bool) -> bytes:
+def make_onnx(network: Network, use_float: bool) -> bytes:
     """Return the file: `source` and `strength` (1 where an app gives none) to `made_up`.
 
     Args:
-        graph: the look.
+        network: the look.
         use_float: (1, 3, H, W) in [0, 1] in and out; else (1, H, W, 3) bytes.
     """
     from onnx import TensorProto, helper, numpy_helper
 
-    builder = Builder()
+    builder = OnnxBuilder()
     picture = "source"
     if not use_float:
         number = builder.node("Cast", ["source"], to=TensorProto.FLOAT)
         turned = builder.node("Transpose", [number], perm=[0, 3, 1, 2])
         picture = builder.node("Div", [turned, builder.constant(255.0)])
-    steps = [step.reading({SOURCE: picture}) for step in graph.steps]
+    steps = [step.reading({SOURCE: picture}) for step in network.steps]
     for step in steps:
         builder.add_step(step)
     residual = builder.node("Mul", [steps[-1].output, "strength"])
@@ -117,7 +117,7 @@ def make_bytes(graph: Graph, use_float: bool) -> bytes:
     one = numpy_helper.from_array(np.float32(1.0), "strength")  # a constant of an input's name: its default
     inside = helper.make_graph(
         builder.nodes,
-        graph.name,
+        network.name,
         [
             helper.make_tensor_value_info("source", kind, shape),
             helper.make_tensor_value_info("strength", TensorProto.FLOAT, []),
@@ -128,16 +128,16 @@ def make_bytes(graph: Graph, use_float: bool) -> bytes:
     model = helper.make_model(
         inside, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR, producer_name="TinyBeauty"
     )
-    helper.set_model_props(model, graph.facts)
+    helper.set_model_props(model, network.facts)
     return model.SerializeToString(deterministic=True)
 
 
-def write(graph: Graph, path: Path, use_float: bool) -> None:
+def write_onnx(network: Network, path: Path, use_float: bool) -> None:
     """Write `path`, whole or not at all; raises UserError."""
-    save_bytes(path, make_bytes(graph, use_float))
+    save_bytes(path, make_onnx(network, use_float))
 
 
-def make_runner(path: Path, use_float: bool) -> Callable[[np.ndarray, float], np.ndarray]:
+def open_onnx(path: Path, use_float: bool) -> Callable[[np.ndarray, float], np.ndarray]:
     """Return a function of a face (H, W, 3) uint8 and a strength: what ONNX Runtime makes, levels of 255."""
     import onnxruntime
 

@@ -81,7 +81,7 @@ class Step:
 
 
 @dataclass
-class Graph:
+class Network:
     """A look's network.
 
     Attributes:
@@ -97,7 +97,7 @@ class Graph:
     model: nn.Module = field(repr=False)
 
 
-def find_weights(packed: dict[str, Any], model: nn.Module) -> dict[int, Weights]:
+def find_stored(packed: dict[str, Any], model: nn.Module) -> dict[int, Weights]:
     """Return {id of a layer's weight: what the file holds for it}."""
     layers = [layer for layer in model.modules() if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d)]
     values, scales = packed["weights"].numpy(), packed["scales"].float().numpy()
@@ -153,7 +153,7 @@ def drop_unread(steps: list[Step]) -> list[Step]:
     return [step for step in steps if step.output in read]
 
 
-def read_graph(path: Path, model: nn.Module, look: str) -> Graph:
+def read_network(path: Path, model: nn.Module, look: str) -> Network:
     """Return the network of a `.pt` file as steps.
 
     Args:
@@ -167,7 +167,7 @@ def read_graph(path: Path, model: nn.Module, look: str) -> Graph:
     packed = shipping.load_content(path, shipping.MODEL_FORMAT)
     source = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     with shipping.name_damaged(path), torch.no_grad():
-        with Recorder(source, find_weights(packed, model)) as recorder:
+        with Recorder(source, find_stored(packed, model)) as recorder:
             residual = model(source)
         steps = drop_unread(recorder.steps)
         if recorder.names[id(residual)] != steps[-1].output:
@@ -175,7 +175,7 @@ def read_graph(path: Path, model: nn.Module, look: str) -> Graph:
     difference = (run_steps(steps, source) - residual).abs().max().item()
     if not difference < 1e-4:
         raise UserError(f"{path}: the exported steps differ from the network by {difference:.2g}")
-    return Graph(look, steps, describe(packed, look), model)
+    return Network(look, steps, describe(packed, look), model)
 
 
 def describe(packed: dict[str, Any], look: str) -> dict[str, str]:
@@ -184,7 +184,7 @@ def describe(packed: dict[str, Any], look: str) -> dict[str, str]:
         "look": look,
         "alignment": "FFHQ, 256 x 256 px, any height and width that are multiples of 8",
         "range": "source and made_up: RGB, 0 to 255 as bytes, 0 to 1 as floats; strength: 0 to 1.5",
-        "license": "as the project TinyBeauty's",
+        "license": "that of whoever trained the network",
     }
     metrics = packed.get("metrics")
     for key in ("val/psnr", "val/psnr_gain"):
