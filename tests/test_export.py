@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +16,7 @@ import pytest
 import tflite
 import torch
 from conftest import ROOT, read_files
+from PIL import Image
 
 import tinybeauty_export
 from tinybeauty.phones import networks
@@ -208,6 +213,21 @@ def test_what_is_split_for_a_phone_stays_the_same_function(change):
     assert len(changed) > len(steps)
     source = torch.rand(1, 3, 32, 48)
     torch.testing.assert_close(run_steps(changed, source), run_steps(steps, source), rtol=1e-4, atol=1e-4)
+
+
+def test_the_snippet_on_adding_it_back_makes_a_scene_up(face_models, tmp_path):
+    """And the fade and the residual leave what is away from the faces as it was."""
+    page = (ROOT / "tinybeauty_model" / "README.md").read_text(encoding="utf-8")
+    section = re.search(r"^## On a phone\n(.*?)^## ", page, re.DOTALL | re.MULTILINE)[1]
+    snippet = re.search(r"```python\n(.*?)```", section, re.DOTALL)[1]
+    assert main(["evening", "--to", "onnx", "--no-check", "--out", str(tmp_path / "phone")]) == 0
+    tool = [sys.executable, str(ROOT / "data" / "draw_scene.py"), "scene.jpg", "--width", "800"]
+    subprocess.run(tool, cwd=tmp_path, check=True)
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "-c", snippet], cwd=tmp_path, env=environment, check=True)
+    with Image.open(tmp_path / "made_up.png") as made_up, Image.open(tmp_path / "scene.jpg") as bare:
+        changed = (np.asarray(made_up) != np.asarray(bare.convert("RGB"))).any(2)
+    assert 0.005 < changed.mean() < 0.7
 
 
 # --- What goes wrong ----------------------------------------------------------------------------------

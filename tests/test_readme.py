@@ -72,6 +72,7 @@ SMALLER = {
     "data/prepare_pairs.py": ["--size", "64"],
     "data/draw_scene.py": ["--width", "800"],
     "tinybeauty_apply.py": [],
+    "tinybeauty_export.py": [],
     "tests/bench_architecture.py": ["--only", "this one", *FEW],
     "tests/bench_recipe.py": FEW,
     "tests/bench_start.py": FEW,
