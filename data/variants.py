@@ -16,7 +16,7 @@ from makeup import LUMA, STEPS, TO_BYTE, TO_LINEAR
 from PIL import Image, ImageDraw
 
 from tinybeauty.alignment import Array, align, find_quad, find_square
-from tinybeauty.landmarks import BARE_SKIN, CHIN, FACE_OVAL, FOREHEAD, LIPS_OUTER, NOSE_TIP, UPPER_LID
+from tinybeauty.landmarks import CHIN, FACE_OVAL, FOREHEAD, NEEDED, NOSE_TIP
 
 VARIATION = 1  # of this file: another number, and the same command makes every variant anew
 FAR = 0.25  # share of the variants whose shift is a large one; the same for zoom and for tilt
@@ -114,7 +114,7 @@ def cut_beside(photo: Image.Image, points: Array, size: int, draw: Draw) -> tupl
         pixels = np.pad(np.asarray(photo), ((pad, pad), (pad, pad), (0, 0)), "reflect")
         photo, points, square = Image.fromarray(pixels), points + pad, square + pad
     middle, across, down = square.mean(0), square[3] - square[0], square[1] - square[0]
-    seen = points[[*BARE_SKIN, *LIPS_OUTER, *UPPER_LID[0], *UPPER_LID[1]]]
+    seen = points[list(NEEDED)]
     for share in (1.0, 0.5, 0.25, 0.0):
         angle = np.radians(share * draw.tilt)
         turn = np.array(((np.cos(angle), np.sin(angle)), (-np.sin(angle), np.cos(angle))))

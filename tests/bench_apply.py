@@ -30,7 +30,7 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from tinybeauty import blending
-from tinybeauty.alignment import align, find_quad, find_square, find_way_back
+from tinybeauty.alignment import align, find_quad, find_side, find_square, find_way_back
 from tinybeauty.blending import SIDE, Request
 from tinybeauty.face_models import FaceModels, load_face_models
 from tinybeauty.faces import find_faces
@@ -173,7 +173,7 @@ def measure_video(photo: Image.Image, models: FaceModels, model: torch.nn.Module
         paint_frame(whole, one, model, Request())
         after.append(view_planes(whole)[0].astype(float))
         quads.append(find_quad(one.points))
-    corners = np.stack(quads[8:]) * SIDE / np.hypot(*(quads[-1][3] - quads[-1][0]))
+    corners = np.stack(quads[8:]) * SIDE / find_side(one.points)
     moved = np.sqrt(np.square(corners - corners.mean(0)).sum(2).mean())
     touched = np.abs(np.mean(after, 0) - np.mean(before, 0)) > 2
     flicker = [np.sqrt(np.var(frames[8:], axis=0)[touched].mean()) for frames in (before, after)]

@@ -57,6 +57,11 @@ def find_way_back(quad: Array, size: int) -> Array:
     return np.concatenate((linear, -(linear @ quad[0])[:, None]), axis=1)
 
 
+def move_to_square(points: Array, way: Array) -> Array:
+    """Return points (N, 2) of the photo where a `find_way_back` has them in the square's picture."""
+    return points @ way[:, :2].T + way[:, 2]
+
+
 def soften(image: Array, radius_px: float) -> Array:
     """Return (H, W) blurred by about `radius_px`: made small and large again, which costs little."""
     if radius_px < 0.5:
@@ -110,7 +115,7 @@ def align(
     quad = find_square(photo.size, points) if square is None else square
     width, height = photo.size
     way = find_way_back(quad, size)
-    aligned = points @ way[:, :2].T + way[:, 2]
+    aligned = move_to_square(points, way)
     across = quad[3] - quad[0]
     side = float(np.hypot(*across))
     if side == width == height and not quad[0].any():

@@ -21,14 +21,13 @@ from PIL import Image
 from tinybeauty.alignment import Array, find_quad, find_side, window
 from tinybeauty.errors import LeftOut
 from tinybeauty.landmarks import (
-    BARE_SKIN,
     CHEEK,
     CHIN,
     DLIB_EYES,
     EYE_CORNERS,
     FOREHEAD,
-    LIPS_OUTER,
     MOUTH_CORNERS,
+    NEEDED,
     NOSE_TIP,
     UPPER_LID,
 )
@@ -307,7 +306,7 @@ def check_face(photo: Image.Image, points: Array, smallest: int = MIN_SIDE) -> N
     side = find_side(points)
     if side < smallest:
         raise LeftOut(f"too small: the face's square has {side:.0f} px, {smallest} are needed")
-    inner = points[[*BARE_SKIN, *LIPS_OUTER, *UPPER_LID[0], *UPPER_LID[1]]]
+    inner = points[list(NEEDED)]
     if (inner < 0).any() or (inner > photo.size).any():
         raise LeftOut("cut off: eyes, mouth or cheeks lie outside the picture")
     left, right = points[UPPER_LID[0][0]], points[UPPER_LID[1][0]]

@@ -18,7 +18,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from tinybeauty import blending, faces
-from tinybeauty.alignment import find_quad, find_way_back
+from tinybeauty.alignment import find_quad, find_way_back, move_to_square
 from tinybeauty.blending import SIDE, Request
 from tinybeauty.errors import LeftOut, UserError, one_line
 from tinybeauty.views import cut_view
@@ -113,7 +113,7 @@ class Follower:
         way = find_way_back(find_quad(points), SIDE)
         try:
             faces.check_face(picture, points, self.request.smallest)
-            faces.check_colours(view, points @ way[:, :2].T + way[:, 2])
+            faces.check_colours(view, move_to_square(points, way))
         except LeftOut as reason:
             return str(reason)
         return ""
@@ -198,7 +198,7 @@ def cut_square(picture: Image.Image, points: Array) -> Image.Image:
 def paint_frame(frame: VideoFrame, one: Followed, model: nn.Module, request: Request) -> None:
     """Put makeup on one face of a frame, in place."""
     way = find_way_back(find_quad(one.points), SIDE)
-    points = one.points @ way[:, :2].T + way[:, 2]
+    points = move_to_square(one.points, way)
     residual = blending.find_residual(one.view, points, model, request)
     residual *= np.float32(one.weight)
     top = 2 ** frame.format.components[0].bits - 1
