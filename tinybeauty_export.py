@@ -1,4 +1,4 @@
-"""Write a look as phones read it: ONNX, LiteRT, Core ML; the same numbers as the `.pt`, and checked.
+"""Write looks as phones read them: ONNX, LiteRT, Core ML; the same numbers as the `.pt`, and checked.
 
     python tinybeauty_export.py evening --to onnx litert coreml --out phone
     python tinybeauty_export.py my_run/tinybeauty_best_psnr.pt --to onnx --float --out phone
@@ -15,22 +15,20 @@ import importlib
 import importlib.util
 import sys
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
 import tinybeauty  # noqa: F401  before torch: it says how threads wait
-from tinybeauty.errors import Parser, UserError, run_command
+from tinybeauty.errors import Parser, UserError, readable, run_command
 from tinybeauty.files import make_folder, path_flag
 from tinybeauty.looks import find_look
 
 if TYPE_CHECKING:
-    from tinybeauty.phones.checks import Difference, Runner
     from tinybeauty.phones.networks import Network
 
 HERE = Path(__file__).resolve().parent
-# {format: (its room, imported only when it is asked for; what its file's name ends in)}. The room has
+# {format: (its room, imported only when it is asked for; what its file's name ends in)}. A room has
 # write_FORMAT and, where a file can be run to be checked, open_FORMAT; PACKAGES that it needs, and RUNTIME.
 FORMATS = {
     "onnx": ("tinybeauty.phones.onnx", ".onnx"),
@@ -38,36 +36,6 @@ FORMATS = {
     "coreml": ("tinybeauty.phones.coreml", ".mlpackage"),
 }
 CHECKED, CALIBRATED = 4, 16  # faces
-
-
-@dataclass(frozen=True)
-class Limit:
-    """What a file may differ by, in grey levels of 255: what rounding accounts for, and no more."""
-
-    largest: float
-    mean: float = 1.0
-    odd: float = 1.0
-
-    def allows(self, difference: Difference) -> bool:
-        """Tell whether a file is the network."""
-        wide = difference.largest > self.largest or difference.mean > self.mean
-        return not wide and difference.odd <= self.odd
-
-
-EXACT = Limit(0.001)
-ROUNDED = Limit(1.0, odd=1e-5)  # a value between two levels may be rounded the other way
-HALF = Limit(0.5)  # float16, the levels before they are rounded
-HALF_ROUNDED = Limit(1.0)
-INTEGERS = Limit(64.0, mean=1.5)
-
-
-def find_limit(name: str, flags: argparse.Namespace) -> Limit:
-    """Return what a format may differ by."""
-    if name == "coreml":
-        return HALF_ROUNDED if sys.platform == "darwin" and not flags.float else HALF
-    if flags.full_int8 and name == "litert":
-        return INTEGERS
-    return EXACT if flags.float else ROUNDED
 
 
 def find_writer(name: str) -> ModuleType:
@@ -82,71 +50,75 @@ def find_writer(name: str) -> ModuleType:
 
 def write_file(network: Network, name: str, path: Path, flags: argparse.Namespace) -> None:
     """Write one file; raises UserError."""
-    writer = find_writer(name)
     if flags.full_int8 and name == "litert":
         from tinybeauty.phones import integers
 
         integers.write_integers(network, path, flags.faces)
     else:
-        getattr(writer, f"write_{name}")(network, path, flags.float)
+        getattr(find_writer(name), f"write_{name}")(network, path, flags.float)
 
 
-def check(network: Network, name: str, run: Runner, flags: argparse.Namespace) -> str:
-    """Return how far a file is from the network, in words; raises UserError where it is too far."""
-    from tinybeauty.phones.checks import compare
+def check_file(name: str, network: Network, path: Path, flags: argparse.Namespace) -> str:
+    """Return what running a file shows, in words; raises UserError where it is not the network."""
+    from tinybeauty.phones.checks import check, find_limit, tell_time
 
-    limit = find_limit(name, flags)
-    strengths = (1.0,) if limit is INTEGERS else (1.0, 0.5, 0.0)
-    difference = compare(
-        network, run, flags.faces[:CHECKED], strengths, not flags.float and limit is not HALF
-    )
-    if not limit.allows(difference):
-        raise UserError(f"{name}: what was written is not the network, {difference}; no file is left")
-    return f"{difference} ({difference.psnr_db:.1f} dB)" if limit is INTEGERS else str(difference)
+    writer = find_writer(name)
+    if not flags.check:
+        return "not checked"
+    if importlib.util.find_spec(writer.RUNTIME) is None:
+        return f"not checked: pip install {writer.RUNTIME.replace('_', '-')}"
+    run, limit = getattr(writer, f"open_{name}")(path, flags.float), find_limit(name, flags)
+    try:
+        words = check(network, run, flags.faces[:CHECKED], limit, not flags.float)
+    except UserError as error:
+        raise UserError(f"{name}: {error}; no file is left") from None
+    if name != "coreml" or sys.platform == "darwin":  # where it is not emulated
+        words += tell_time(network, run, flags.faces[0], path.parent)
+    return words + (writer.describe_delegates(path) if name == "litert" else "")
 
 
-def time_it(network: Network, name: str, run: Runner, flags: argparse.Namespace, folder: Path) -> str:
-    """Return the time beside ONNX Runtime's in float32, one thread, in words; empty where it is missing."""
-    if importlib.util.find_spec("onnxruntime") is None or (name == "coreml" and sys.platform != "darwin"):
-        return ""
-    from tinybeauty.phones import onnx
-    from tinybeauty.phones.checks import find_ratio
-
-    onnx.write_onnx(network, folder / "yardstick", True)  # unpacked when loaded: it computes in float32
-    ratio = find_ratio(run, onnx.open_onnx(folder / "yardstick", True), flags.faces[0])
-    return f", {ratio:.1f} times the time of ONNX Runtime in float32"
+def move_file(partial: Path, path: Path) -> None:
+    """Give a file or package its name; an older one is replaced; raises UserError."""
+    old = partial.with_name("old")
+    try:
+        if path.is_dir() and partial.is_dir():
+            path.rename(old)  # a folder cannot be renamed onto another
+        partial.replace(path)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}") from None
+    finally:
+        if old.is_dir() and not path.exists():
+            old.rename(path)
 
 
 def export(network: Network, name: str, flags: argparse.Namespace) -> str:
-    """Write one format, whole and checked, or not at all; return a line about it; raises UserError."""
-    writer = find_writer(name)
+    """Write one format of a look, whole and checked, or not at all; return a line; raises UserError."""
     path = flags.out / f"{network.name}{FORMATS[name][1]}"
     with tempfile.TemporaryDirectory(dir=flags.out, prefix=".partial") as folder:
         partial = Path(folder) / path.name
         write_file(network, name, partial, flags)
-        words, opener = "not checked", getattr(writer, f"open_{name}", None)
-        if flags.check and opener and importlib.util.find_spec(writer.RUNTIME) is None:
-            words += f": pip install {writer.RUNTIME.replace('_', '-')}"
-        elif flags.check and opener:
-            run = opener(partial, flags.float)
-            words = check(network, name, run, flags) + time_it(network, name, run, flags, Path(folder))
-            words += writer.describe_delegates(partial) if name == "litert" else ""
+        words = check_file(name, network, partial, flags)
         parts = [part for part in partial.rglob("*") if part.is_file()] or [partial]
         size = sum(part.stat().st_size for part in parts)
-        try:
-            if path.is_dir():
-                path.rename(Path(folder) / "old")  # a folder cannot be renamed onto another
-            partial.replace(path)
-        except OSError as error:
-            raise UserError(f"cannot write {path}: {error.strerror}") from None
+        move_file(partial, path)
     return f"{path}: {size:,} bytes, {words}"
+
+
+def find_looks(names: list[str]) -> list[Path]:
+    """Return the looks' files, each once; raises UserError where two would be written to one file."""
+    paths: dict[str, Path] = {}
+    for path in map(find_look, names):
+        other = paths.setdefault(readable(path.stem).casefold(), path)  # a Mac's disk knows no capitals
+        if other.resolve() != path.resolve():
+            raise UserError(f"{other} and {path} would be written to one file: rename one")
+    return list(paths.values())
 
 
 def parse_flags(argv: list[str]) -> argparse.Namespace:
     """Return the command line's flags."""
     parser = Parser(__doc__, epilog="tinybeauty_model/README.md says how an app uses the files.")
     add = parser.add_argument
-    add("look", help="one that ships (natural, evening, bold) or the path of a .pt file")
+    add("looks", nargs="+", metavar="look", help="that ships (natural, evening, bold) or the path of a .pt")
     add("--to", nargs="+", required=True, choices=FORMATS, metavar="FORMAT", help=", ".join(FORMATS))
     add("--out", required=True, type=path_flag, metavar="FOLDER", help="where the files go")
     add("--float", action="store_true", help="numbers from 0 to 1 in and out instead of bytes")
@@ -159,17 +131,17 @@ def parse_flags(argv: list[str]) -> argparse.Namespace:
     return flags
 
 
-def export_look(argv: list[str]) -> None:
+def export_looks(argv: list[str]) -> None:
     """Do what the command line asks for; raises UserError."""
     flags = parse_flags(argv)
-    path = find_look(flags.look)
+    paths = find_looks(flags.looks)
     for name in flags.to:
         find_writer(name)  # what is missing is said before anything is made
     from tinybeauty.phones.checks import draw_faces, read_faces
     from tinybeauty.phones.networks import read_network
     from tinybeauty_training import load_model
 
-    network = read_network(path, load_model(path), path.stem)
+    networks = [read_network(path, load_model(path), path.stem) for path in paths]
     if flags.faces is not None:
         flags.faces = read_faces(flags.faces, CALIBRATED)
     elif flags.check or flags.full_int8:
@@ -178,13 +150,14 @@ def export_look(argv: list[str]) -> None:
         make_folder(flags.out)
     except OSError as error:
         raise UserError(f"cannot write to {flags.out}: {error.strerror}") from None
-    for name in dict.fromkeys(flags.to):
-        print(export(network, name, flags), flush=True)
+    for network in networks:
+        for name in dict.fromkeys(flags.to):
+            print(export(network, name, flags), flush=True)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; return the exit code."""
-    return run_command(export_look, argv, interrupted="stopped; no file is half-written")
+    return run_command(export_looks, argv, interrupted="stopped; no file is half-written")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -111,6 +112,22 @@ def test_calibration_takes_the_users_faces(tmp_path, demo, capsys):
     (tmp_path / "empty").mkdir()
     assert main([*words[:5], str(tmp_path / "empty"), "--out", str(tmp_path / "none")]) == 1
     assert "holds no picture of a face" in capsys.readouterr().err
+
+
+def test_looks_of_any_name_and_place(tmp_path, capsys, monkeypatch):
+    """By name, absolute, relative and below ~; capitals, umlauts, spaces, and one named twice."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("Höhle Nr. 1.pt", "mine.v2.pt", "Theirs.pt"):
+        shutil.copy(LOOKS / "bold.pt", tmp_path / name)
+    looks = ["bold", str(tmp_path / "Höhle Nr. 1.pt"), "mine.v2.pt", "~/Theirs.pt", "./Theirs.pt"]
+    out = tmp_path / "für das Telefon" / "neu"
+    assert main([*looks, "--to", "onnx", "onnx", "--no-check", "--out", str(out)]) == 0
+    names = {"bold.onnx", "Höhle Nr. 1.onnx", "mine.v2.onnx", "Theirs.onnx"}
+    assert {path.name for path in out.iterdir()} == names
+    assert len(capsys.readouterr().out.splitlines()) == len(names)
+    session = onnxruntime.InferenceSession(out / "Höhle Nr. 1.onnx")
+    assert session.get_modelmeta().custom_metadata_map["look"] == "Höhle Nr. 1"
 
 
 # --- What an app sees ---------------------------------------------------------------------------------
@@ -259,8 +276,10 @@ def test_a_broken_weight_is_refused_and_leaves_no_file(name, flags, tmp_path, ca
         ([str(ROOT / "README.md"), "--to", "onnx"], "is damaged or no file"),
         (["evening", "--to", "onnx", "--full-int8"], "--full-int8 is for"),
         (["evening", "--to", "onnx", "--faces", "nowhere"], "nowhere"),
+        (["evening", "a/Evening.pt", "--to", "onnx"], "would be written to one file"),
+        (["~nobody-here/a.pt", "--to", "onnx"], "~nobody-here is no user's home"),
     ],
-    ids=["look", "format", "file", "foreign", "integers", "faces"],
+    ids=["look", "format", "file", "foreign", "integers", "faces", "twice", "home"],
 )
 def test_what_is_wrong_is_one_line(words, message, tmp_path, capsys):
     assert main([*words, "--out", str(tmp_path / "out")]) == 1
@@ -287,6 +306,19 @@ def test_a_missing_package_is_named_and_a_missing_runtime_told(tmp_path, capsys,
     assert "onnx needs the package onnx: pip install onnx" in capsys.readouterr().err
     assert main(["evening", "--to", "litert", "--out", str(tmp_path)]) == 0
     assert "not checked: pip install ai-edge-litert" in capsys.readouterr().out
+
+
+def test_what_is_in_the_way_stays(tmp_path, capsys):
+    """A file where the folder should be, and a folder of the file's name."""
+    (tmp_path / "file").write_text("mine")
+    assert main(["evening", "--to", "onnx", "--no-check", "--out", str(tmp_path / "file")]) == 1
+    assert f"cannot write to {tmp_path / 'file'}" in capsys.readouterr().err
+    assert (tmp_path / "file").read_text() == "mine"
+    (tmp_path / "out" / "evening.onnx").mkdir(parents=True)
+    (tmp_path / "out" / "evening.onnx" / "mine").write_text("mine")
+    assert main(["evening", "--to", "onnx", "--no-check", "--out", str(tmp_path / "out")]) == 1
+    assert f"cannot write {tmp_path / 'out' / 'evening.onnx'}" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "out").rglob("*")] == ["evening.onnx", "mine"]
 
 
 def test_an_older_package_is_replaced_whole(tmp_path):

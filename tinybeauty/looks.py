@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tinybeauty.errors import UserError, find_similar
-from tinybeauty.files import path_flag
+from tinybeauty.files import tidy_path
 
 LOOKS = Path(__file__).resolve().parents[1] / "tinybeauty_model" / "pretrained"
 
@@ -16,7 +16,10 @@ def find_look(look: str) -> Path:
     Raises:
         UserError: there is none of that name.
     """
-    path = path_flag(look)
+    try:
+        path = Path(tidy_path(look))
+    except ValueError as error:
+        raise UserError(f"the look {error}") from None
     if look.endswith(".pt") or path.is_file():
         return path  # whether it is there, and a network, is said where it is loaded
     known = sorted(path.stem for path in LOOKS.glob("*.pt"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import importlib.util
 import statistics
 import subprocess
 import sys
@@ -41,6 +43,37 @@ class Difference:
 
     def __str__(self) -> str:
         return f"differs by {self.largest:.2g} of 255 levels at most, {self.mean:.2g} on average"
+
+
+@dataclass(frozen=True)
+class Limit:
+    """What a file may differ by, in grey levels of 255: what rounding accounts for, and no more."""
+
+    largest: float
+    mean: float = 1.0
+    odd: float = 1.0
+    psnr_db: float = 0.0
+
+    def allows(self, difference: Difference) -> bool:
+        """Tell whether a file is the network."""
+        wide = difference.largest > self.largest or difference.mean > self.mean
+        return not wide and difference.odd <= self.odd and difference.psnr_db >= self.psnr_db
+
+
+EXACT = Limit(0.001)
+ROUNDED = Limit(1.0, odd=1e-5)  # a value between two levels may be rounded the other way
+HALF = Limit(0.5)  # float16, the levels before they are rounded
+HALF_ROUNDED = Limit(1.0)
+INTEGERS = Limit(64.0, mean=0.5, psnr_db=48.0)  # the looks that ship: 0.31 and 51 dB
+
+
+def find_limit(name: str, flags: argparse.Namespace) -> Limit:
+    """Return what a format may differ by, with the flags of tinybeauty_export."""
+    if name == "coreml":
+        return HALF_ROUNDED if sys.platform == "darwin" and not flags.float else HALF
+    if flags.full_int8 and name == "litert":
+        return INTEGERS
+    return EXACT if flags.float else ROUNDED
 
 
 def draw_faces(tool: Path, count: int) -> list[Array]:
@@ -107,6 +140,26 @@ def compare(
     return Difference(float(together.max()), float(together.mean()), odd, 10 * np.log10(255**2 / squared))
 
 
+def check(network: Network, run: Runner, faces: list[Array], limit: Limit, use_bytes: bool) -> str:
+    """Return how far a file is from the network, in words.
+
+    Args:
+        network: the look.
+        run: the file.
+        faces: (H, W, 3) uint8.
+        limit: one of those above.
+        use_bytes: the file gives bytes.
+
+    Raises:
+        UserError: it is too far.
+    """
+    strengths = (1.0,) if limit is INTEGERS else (1.0, 0.5, 0.0)
+    difference = compare(network, run, faces, strengths, use_bytes and limit is not HALF)
+    if not limit.allows(difference):
+        raise UserError(f"what was written is not the network, {difference}")
+    return f"{difference} ({difference.psnr_db:.1f} dB)" if limit is INTEGERS else str(difference)
+
+
 def find_ratio(run: Runner, yardstick: Runner, face: Array) -> float:
     """Return how many times as long as `yardstick` something takes; both in turns, the median."""
     times: tuple[list[float], list[float]] = ([], [])
@@ -116,3 +169,14 @@ def find_ratio(run: Runner, yardstick: Runner, face: Array) -> float:
             runner(face, 1.0)
             taken.append(time.perf_counter() - start)
     return statistics.median(times[0]) / statistics.median(times[1])
+
+
+def tell_time(network: Network, run: Runner, face: Array, folder: Path) -> str:
+    """Return the time beside ONNX Runtime's in float32, one thread, in words; empty where it is missing."""
+    if importlib.util.find_spec("onnxruntime") is None or importlib.util.find_spec("onnx") is None:
+        return ""
+    from tinybeauty.phones import onnx
+
+    onnx.write_onnx(network, folder / "yardstick", True)  # unpacked when loaded: it computes in float32
+    ratio = find_ratio(run, onnx.open_onnx(folder / "yardstick", True), face)
+    return f", {ratio:.1f} times the time of ONNX Runtime in float32"
