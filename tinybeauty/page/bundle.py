@@ -1,7 +1,8 @@
 """Looks as one HTML file: drop a photo on it or allow the camera, and be made up; nothing leaves the machine.
 
-The same looks give the same bytes. The page holds the looks' .pt files, MediaPipe's face models and our code; its
-Content-Security-Policy lets it reach nothing else. Source of the hashes: W3C CSP Level 3, section 2.3.1.
+The same looks give the same bytes. The page holds the looks' .pt files, MediaPipe's face models and our
+code; its Content-Security-Policy lets it reach nothing else.
+Source of the hashes: W3C CSP Level 3, section 2.3.1.
 """
 
 from __future__ import annotations
@@ -86,7 +87,8 @@ def write_page(looks: Sequence[str | Path], path: str | Path, face_models: str |
     blocks.append(f'<script type="text/plain" id="code">{worker}</script>')
     script, style = "'use strict';\n" + read_code("page.js"), read_code("page.css")
     policy = (
-        f"default-src 'none'; script-src {hash_source(script)} 'wasm-unsafe-eval'; style-src {hash_source(style)}; "
+        f"default-src 'none'; script-src {hash_source(script)} 'wasm-unsafe-eval'; "
+        f"style-src {hash_source(style)}; "
         "worker-src blob:; img-src data:; media-src mediastream:; base-uri 'none'; form-action 'none'"
     )
     parts = {
