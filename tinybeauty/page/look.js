@@ -30,7 +30,7 @@ function readZip(bytes) {
     const size = view.getUint32(entry + 24, true), length = view.getUint16(entry + 28, true), start = view.getUint32(entry + 42, true);
     const name = new TextDecoder().decode(bytes.subarray(entry + 46, entry + 46 + length));
     const data = start + 30 + view.getUint16(start + 26, true) + view.getUint16(start + 28, true);
-    if (view.getUint16(entry + 10, true) || data + size > bytes.length) throw new RangeError('compressed, or cut off');
+    if (view.getUint32(start, true) !== 0x04034b50 || view.getUint16(entry + 10, true) || data + size > bytes.length) throw new RangeError('compressed, or cut off');
     const content = bytes.subarray(data, data + size);
     if (findChecksum(content) !== view.getUint32(entry + 16, true)) throw new RangeError('a wrong checksum');
     files.set(name.slice(name.indexOf('/') + 1), content);
