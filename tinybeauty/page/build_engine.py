@@ -1,6 +1,7 @@
-"""Build engine.wasm from engine.c, the same bytes on every machine: `python tinybeauty/page/build_engine.py`.
+"""Build engine.wasm from engine.c: `python tinybeauty/page/build_engine.py`.
 
-The compiler is PyPI's ziglang (clang and its linker in a wheel), of one version; tests/requirements.txt has it.
+The same bytes on every machine: the compiler is PyPI's ziglang, clang and its linker in a wheel, of the
+version in tests/requirements.txt.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ function readZip(bytes) {
     const size = view.getUint32(entry + 24, true), length = view.getUint16(entry + 28, true), start = view.getUint32(entry + 42, true);
     const name = new TextDecoder().decode(bytes.subarray(entry + 46, entry + 46 + length));
     const data = start + 30 + view.getUint16(start + 26, true) + view.getUint16(start + 28, true);
-    if (view.getUint16(entry + 10, true) || data + size > bytes.length) throw new RangeError('compressed, or cut off');
+    if (view.getUint32(start, true) !== 0x04034b50 || view.getUint16(entry + 10, true) || data + size > bytes.length) throw new RangeError('compressed, or cut off');
     const content = bytes.subarray(data, data + size);
     if (findChecksum(content) !== view.getUint32(entry + 16, true)) throw new RangeError('a wrong checksum');
     files.set(name.slice(name.indexOf('/') + 1), content);
@@ -232,4 +232,100 @@ function runLook(engine, look, picture) {
   if (engine.loaded !== look) engine.floats(engine.slot, look.weights.length).set(look.weights);
   engine.loaded = look;
   return look.graph.run(picture, 1 / 255, 0)[0];
+}
+
+// --- The studio ---------------------------------------------------------------------------------------
+const LOOK_AGAIN = 24, LOOK_SOON = 12;  // frames until new faces are looked for; the same where there is none
+const SMOOTH = 0.35, STILL = 1.5, MOVING = 5, FADE_IN = 0.2;  // as in tinybeauty/videos.py
+
+/** Finds faces and makes them up; one for all pictures. An image is {data, width, height}, RGBA bytes. */
+class Studio {
+  constructor(engine, models) {
+    Object.assign(this, {engine, models});
+  }
+
+  /** Return a look of the bytes of a .pt file; throws a LookError whose message says what is wrong. */
+  openLook(bytes, name) {
+    return readLook(this.engine, bytes, name);
+  }
+
+  /** Return {faces, leftOut: [{reason}]}: those that makeup can be put on, the largest first, and why others get none. */
+  findFaces(image) {
+    const photo = {...image, width: image.width, height: image.height, data: image.data, channels: 4}, found = findAll(photo, this.models, 3);
+    const faces = found.faces.filter((face) => {
+      const [x, y] = middleOf(face.points);
+      try {
+        checkFace(photo, face);
+        checkColours(prepare(photo, face).aligned);
+        return true;
+      } catch (reason) {
+        if (!(reason instanceof LeftOut)) throw reason;
+        found.leftOut.push({reason: `the face at (${x.toFixed()}, ${y.toFixed()}): ${reason.message}`});
+        return false;
+      }
+    });
+    return {faces, leftOut: found.leftOut};
+  }
+
+  /** Put a look on faces of an image, in place and only inside the faces' squares; the image must be as it was found. */
+  makeUp(image, faces, look, {strength = 1, lips = 1, eyes = 1, skin = 1} = {}) {
+    const photo = {width: image.width, height: image.height, data: image.data, channels: 4};
+    for (const face of faces) if (!face.aligned) prepare(photo, face);  // all are looked at before the first is painted
+    if (!strength) return;
+    for (const face of faces) if (face.weight > 0) layMakeup(this.engine, photo, face, look, {strength, lips, eyes, skin});
+  }
+
+  /** Return {faces, state} of a frame of a webcam; state: what the frame before returned, null for the first. */
+  follow(image, state) {
+    const photo = {width: image.width, height: image.height, data: image.data, channels: 4}, before = state || {faces: [], wait: 0};
+    const faces = before.faces.map((face) => this.move(photo, face)).filter(Boolean);
+    let wait = before.wait - 1;
+    if (wait <= 0 || faces.length < before.faces.length) {
+      this.lookForMore(photo, faces);
+      wait = faces.length ? LOOK_AGAIN : LOOK_SOON;
+    }
+    faces.sort((a, b) => span(b.quad[1]) - span(a.quad[1]));
+    return {faces, state: {faces, wait}};
+  }
+
+  /** Return a face where it is now, null where it is gone; still faces are smoothed over time. */
+  move(photo, face) {
+    const seen = track(photo, this.models, face.points);
+    if (!seen) return null;
+    const shift = span(minus(middleOf(seen.points), middleOf(face.points))) * SIDE / Math.max(span(seen.quad[1]), 1);
+    const share = SMOOTH + (1 - SMOOTH) * clamp((shift - STILL) / (MOVING - STILL), 0, 1);
+    const points = face.points.map((point, index) => [...plus(point, minus(seen.points[index], point), share), seen.depths[index]]);
+    const moved = makeFace(points, seen.score);
+    moved.weight = face.weight + clamp((this.isWanted(photo, moved) ? 1 : 0) - face.weight, -FADE_IN, FADE_IN);
+    return moved;
+  }
+
+  isWanted(photo, face) {
+    try {
+      checkFace(photo, face);
+      return true;
+    } catch (reason) {
+      return false;
+    }
+  }
+
+  /** Take up the faces that are not followed yet. */
+  lookForMore(photo, faces) {
+    const alone = !faces.length, known = (middle, width) => faces.some((face) => span(minus(middleOf(face.points), middle)) < 0.5 * width);
+    if (findSeeds(photo, this.models, 'live').every((seed) => known(middleOf(seed.box), widthOf(seed.box)))) return;
+    for (const face of findAll(photo, this.models, 1, ['live']).faces) {
+      const [low, high] = findBounds(face.points);
+      if (known(middleOf(face.points), high[0] - low[0])) continue;
+      face.weight = alone && this.isWanted(photo, face) ? 1 : 0;
+      faces.push(face);
+    }
+  }
+}
+
+/** Return a Studio of engine.wasm and MediaPipe's three models, all Uint8Arrays. */
+async function createStudio({wasm, shortRange, fullRange, mesh}) {
+  const engine = await Engine.create(wasm);
+  const [near, far, close] = [shortRange, fullRange, mesh].map((bytes) => readModel(engine, bytes));
+  engine.slot = engine.reserve(LOOK_FLOATS);
+  return new Studio(engine, new FaceModels(near, far, close));
 }
