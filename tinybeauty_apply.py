@@ -182,12 +182,12 @@ def do_photo(order: Order, fingerprint: str) -> list[str]:
 
 
 def do_video(order: Order, fingerprint: str) -> list[str]:
-    """Make up a video and write it; return no notes; raises LeftOut and UserError."""
+    """Make up a video and write it; return why some faces get no makeup; raises LeftOut and UserError."""
     hidden = order.target.with_name(f".{order.target.stem}.partial{order.target.suffix}")
     model, models = open_look(order.look), load_face_models(order.face_models)
-    videos.make_up_video(order.source, hidden, model, models, order.request)
+    left_out = videos.make_up_video(order.source, hidden, model, models, order.request)
     outputs.move_marked(hidden, order.target, fingerprint)
-    return []
+    return left_out
 
 
 def do_orders(orders: list[Order], workers: int) -> list[Outcome]:

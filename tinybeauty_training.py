@@ -46,7 +46,7 @@ from tinybeauty.cache import PixelCache, read_pairs
 from tinybeauty.devices import Team
 from tinybeauty.errors import Parser, UserError, run_command
 from tinybeauty.layers import ConvNormReLU, Upsample, count_multiply_adds, count_parameters, separable
-from tinybeauty.pairs import Pair, PersonPattern, draw_demo_pairs, lacks_demo
+from tinybeauty.pairs import Pair, PersonPattern, count_variants, draw_demo_pairs, lacks_demo
 from tinybeauty.progress import FINAL, Progress
 from tinybeauty.runs import OutputDir, StopRequest, check_finite
 from tinybeauty.settings import Folder, FolderOrNothing
@@ -629,7 +629,8 @@ def load_data(config: Config) -> tuple[MakeupPairs, MakeupPairs]:
     train_pairs, val_pairs, cache = read_pairs(data_dir, config.image_size, config.cache_dir, *how)
     train_set, val_set = MakeupPairs(train_pairs, cache), MakeupPairs(val_pairs, cache)
     masks = int(train_set.has_mask.sum() + val_set.has_mask.sum())
-    print(reporting.describe_data(config.data_dir, len(train_set), len(val_set), masks))
+    variants = count_variants(train_set.stems)
+    print(reporting.describe_data(config.data_dir, len(train_set), len(val_set), masks, variants))
     print(f"          decoded into {cache.folder or 'memory'}, {cache.pixels.nbytes / 1e6:,.0f} MB")
     return train_set, val_set
 

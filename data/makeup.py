@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from tinybeauty.alignment import Array, Part, find_quad, soften, window
+from tinybeauty.alignment import Array, Part, find_side, soften, window
 from tinybeauty.errors import UserError, find_similar, one_line
 from tinybeauty.landmarks import (
     BARE_SKIN,
@@ -213,8 +213,7 @@ class Portrait:
     @cached_property
     def unit(self) -> float:
         """Side of the FFHQ square in pixels: every length is a share of it."""
-        quad = find_quad(self.points)
-        return float(np.hypot(*(quad[3] - quad[0])))
+        return find_side(self.points)
 
     @cached_property
     def light(self) -> Array:

@@ -1,13 +1,15 @@
 """Turn photos into training pairs: find the faces, align them as FFHQ does, put a look on.
 
     python data/prepare_pairs.py PHOTOS --look evening --out data/evening
+    python data/prepare_pairs.py PHOTOS --variants 4          # and each face three times more, varied
     python data/prepare_pairs.py --masks-only data/faces      # adds eye_mask/ to pairs
 
-Writes `source/NAME.png`, `target/NAME.png`, `eye_mask/NAME.png` (further faces: NAME_2 ...), `skipped.csv`
-and `preview.png`. The look is one of `looks.yaml`. Landmarks are MediaPipe's 478; a `NAME.json` beside
-the photo, `{"landmarks": [[x, y] * 478]}` in its pixels, spares the search. A pair depends on the photo, its
-landmarks, the look and the size alone. The same command goes on where it was stopped. How faces are found
-stands in tinybeauty/faces.py, how makeup is painted in data/makeup.py.
+Writes `source/NAME.png`, `target/NAME.png`, `eye_mask/NAME.png` (further faces: NAME_2 ...; variants:
+NAME~v2 ...), `skipped.csv` and `preview.png`. The look is one of `looks.yaml`. Landmarks are MediaPipe's
+478; a `NAME.json` beside the photo, `{"landmarks": [[x, y] * 478]}` in its pixels, spares the search. A pair
+depends on the photo, its landmarks, the look, the size and a variant's number alone. The same command goes on
+where it was stopped. How faces are found stands in tinybeauty/faces.py, how makeup is painted in
+data/makeup.py, how variants are made in data/variants.py.
 """
 
 from __future__ import annotations
@@ -31,13 +33,14 @@ from PIL import Image, PngImagePlugin
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `python data/...` puts data/ alone there
 
 from makeup import VERSION, Portrait, draw_eye_mask, load_look, paint_look, to_linear_look
+from variants import VARIATION, draw_variant, vary
 
 from tinybeauty.alignment import Array, align
 from tinybeauty.errors import LeftOut, Parser, UserError, list_some, run_command
 from tinybeauty.face_models import fetch_face_models, load_face_models
 from tinybeauty.faces import check_colours, check_face, check_shape, check_sharpness, find_faces
 from tinybeauty.files import make_folder, path_flag, save_bytes
-from tinybeauty.images import IMAGE_SUFFIXES, READER, find_unread, list_images, open_image
+from tinybeauty.images import IMAGE_SUFFIXES, READER, VARIANT, find_unread, list_images, open_image
 from tinybeauty.landmarks import UPPER_LID, read_landmarks
 from tinybeauty.workers import count_cores, run_jobs
 
@@ -60,6 +63,7 @@ class Job:
         face_models: Folder of the models that find faces; None for the user's cache.
         settings: What the pairs depend on besides the photo and its landmarks, as text.
         taken: Names that further faces must not get: other photos have them.
+        variants: Pairs to make of each face: its own, and variants of it.
     """
 
     photo: Path
@@ -69,6 +73,7 @@ class Job:
     face_models: Path | None
     settings: str = ""
     taken: frozenset[str] = frozenset()
+    variants: int = 1
 
 
 @dataclass
@@ -102,16 +107,34 @@ def read_mark(path: Path) -> dict[str, Any] | None:
         return None
 
 
+def name_pairs(names: list[str], variants: int) -> list[str]:
+    """Return the names of the pairs of a photo's faces: each face's own, then those of its variants."""
+    return [
+        f"{name}~v{number}" if number > 1 else name for name in names for number in range(1, variants + 1)
+    ]
+
+
+def mark_pair(name: str, mark: dict[str, Any]) -> dict[str, Any]:
+    """Return the mark of a pair, given its photo's: variants also depend on how they are made."""
+    return mark | {"made_from": f"{mark['made_from']} {VARIATION}"} if VARIANT.fullmatch(name) else mark
+
+
+def is_there(job: Job, name: str, mark: dict[str, Any]) -> bool:
+    """Return whether the pair `name` of a photo with this mark is there and nothing has changed since."""
+    # All three: a run with other settings may have been stopped between them.
+    files = [job.out / kind / f"{name}.png" for kind in KINDS]
+    return all(read_mark(file) == mark_pair(name, mark) for file in files)
+
+
 def find_finished(job: Job, fingerprint: str) -> Result | None:
     """Return the earlier result of a photo if all its pairs are there and nothing has changed since."""
     mark = read_mark(job.out / "target" / f"{job.photo.stem}.png") or {}
     if mark.get("made_from") != fingerprint:
         return None
-    # All three: a run with other settings may have been stopped between them.
-    files = [job.out / kind / f"{name}.png" for name in mark["names"] for kind in KINDS]
-    if any((read_mark(file) or {}).get("made_from") != fingerprint for file in files):
+    names = name_pairs(mark["names"], job.variants)
+    if not all(is_there(job, name, mark) for name in names):
         return None
-    return Result(mark["names"], [tuple(row) for row in mark["left_out"]], was_there=True)
+    return Result(names, [tuple(row) for row in mark["left_out"]], was_there=True)
 
 
 def read_files(photo: Path) -> tuple[bytes, bytes | None]:
@@ -167,14 +190,36 @@ def look_for_faces(
     return faces, left_out
 
 
+def take_faces(
+    job: Job, photo: Image.Image, faces: list[Array]
+) -> tuple[list[tuple[str, int, Image.Image, Array]], list[str]]:
+    """Return name, number, aligned picture and landmarks of the faces to make up, and why others are not."""
+    taken, left_out = [], []
+    for number, points in enumerate(faces, start=1):
+        try:
+            check_face(photo, points)
+            picture, aligned = align(photo, points, job.size)
+            check_sharpness(picture, aligned)
+            check_colours(picture, aligned)
+            name = job.photo.stem + (f"_{len(taken) + 1}" if taken else "")
+            if name in job.taken:
+                raise LeftOut(f"its pair would be named {name}, and so is another photo")
+            taken.append((name, number, picture, aligned))
+        except LeftOut as reason:
+            left_out.append(f"face {number}: {reason}" if len(faces) > 1 else str(reason))
+    return taken, left_out
+
+
 def make_pairs(job: Job) -> Result:
-    """Make and write the pairs of one photo, unless they are there.
+    """Make and write the pairs of one photo and of its variants, unless they are there.
 
     Raises:
         UserError: the folder cannot be written.
     """
-    name = job.photo.name
+    file = job.photo.name
     try:
+        if VARIANT.fullmatch(job.photo.stem):
+            raise LeftOut("its name ends as those of variants do: rename it")
         data, landmarks = read_files(job.photo)
         made_of = [job.settings.encode(), data, landmarks or b"found by %d" % FINDER]
         fingerprint = hashlib.sha256(b"".join(made_of)).hexdigest()[:16]
@@ -183,31 +228,36 @@ def make_pairs(job: Job) -> Result:
         photo = read_photo(data)
         faces, reasons = look_for_faces(photo, landmarks, job.face_models)
     except LeftOut as reason:
-        return Result([], [(name, str(reason))])
-    left_out, pairs = [(name, reason) for reason in reasons], []
+        return Result([], [(file, str(reason))])
+    taken, more_reasons = take_faces(job, photo, faces)
+    names = [name for name, *_ in taken]
+    left_out = [[file, reason] for reason in (*reasons, *more_reasons)]  # lists, as in a mark that was read
+    mark = {"made_from": fingerprint, "names": names, "left_out": left_out}
     look = to_linear_look(job.look)
-    for number, points in enumerate(faces, start=1):
-        try:
-            check_face(photo, points)
-            picture, aligned = align(photo, points, job.size)
-            check_sharpness(picture, aligned)
-            check_colours(picture, aligned)
-            pair_name = job.photo.stem + (f"_{len(pairs) + 1}" if pairs else "")
-            if pair_name in job.taken:
-                raise LeftOut(f"its pair would be named {pair_name}, and so is another photo")
-            face = Portrait(np.asarray(picture), aligned)
-            made = Image.fromarray(paint_look(face, look))
-            pairs.append((pair_name, picture, made, Image.fromarray(draw_eye_mask(face))))
-        except LeftOut as reason:
-            left_out.append((name, f"face {number}: {reason}" if len(faces) > 1 else str(reason)))
-    result = Result([pair[0] for pair in pairs], left_out)
-    mark = {"made_from": fingerprint, "names": result.names, "left_out": left_out}
     # The first pair's target comes last of all: where it is, the photo is finished.
-    for pair_name, source, target, eye_mask in reversed(pairs):
-        save_png(job.out / "source" / f"{pair_name}.png", source, mark)
-        save_png(job.out / "eye_mask" / f"{pair_name}.png", eye_mask, mark)
-        save_png(job.out / "target" / f"{pair_name}.png", target, mark)
-    return result
+    for name, face, picture, aligned in reversed(taken):
+        for number, pair_name in reversed(list(enumerate(name_pairs([name], job.variants), start=1))):
+            if is_there(job, pair_name, mark):
+                continue
+            pair = (picture, aligned)
+            if number > 1:
+                pair = vary(photo, faces[face - 1], job.size, draw_variant(data, face, number))
+            write_pair(job, pair_name, *pair, look, mark_pair(pair_name, mark))
+    return Result(name_pairs(names, job.variants), [(file, reason) for file, reason in left_out])
+
+
+def write_pair(
+    job: Job, name: str, source: Image.Image, points: Array, look: dict[str, Any], mark: dict[str, Any]
+) -> None:
+    """Put the look on an aligned face and write the pair, its target last.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    face = Portrait(np.asarray(source), points)
+    target, eye_mask = Image.fromarray(paint_look(face, look)), Image.fromarray(draw_eye_mask(face))
+    for kind, picture in (("source", source), ("eye_mask", eye_mask), ("target", target)):
+        save_png(job.out / kind / f"{name}.png", picture, mark)
 
 
 def add_mask(job: Job) -> Result:
@@ -356,6 +406,13 @@ def parse_flags(argv: list[str]) -> argparse.Namespace:
         "--size", type=int, default=512, help="pixels, a multiple of 8 (default: %(default)s)"
     )
     parser.add_argument(
+        "--variants",
+        type=int,
+        default=1,
+        metavar="N",
+        help="pairs of each face: its own and N - 1 in other light, crops, cameras (default: %(default)s)",
+    )
+    parser.add_argument(
         "--workers", type=int, default=min(count_cores(), 32), help="processes (default: one a core)"
     )
     parser.add_argument(
@@ -370,6 +427,8 @@ def parse_flags(argv: list[str]) -> argparse.Namespace:
     flags = parser.parse_args(argv)
     if flags.size % 8 or not 64 <= flags.size <= 1024:
         raise UserError(f"--size must be a multiple of 8 from 64 to 1024, got {flags.size}")
+    if not 1 <= flags.variants <= 100:
+        raise UserError(f"--variants must be from 1 to 100, got {flags.variants}")
     if not 1 <= flags.workers <= 256:
         raise UserError(f"--workers must be from 1 to 256, got {flags.workers}")
     if (flags.photos is None) == (flags.masks_only is None):
@@ -378,7 +437,14 @@ def parse_flags(argv: list[str]) -> argparse.Namespace:
 
 
 def prepare_pairs(
-    photos: Path, look: str, looks: Path, out: Path, size: int, workers: int, face_models: Path | None
+    photos: Path,
+    look: str,
+    looks: Path,
+    out: Path,
+    size: int,
+    variants: int,
+    workers: int,
+    face_models: Path | None,
 ) -> str:
     """Make pairs from a folder of photos; return the last line to print.
 
@@ -399,7 +465,7 @@ def prepare_pairs(
     jobs = []
     for path in paths:
         taken = frozenset(stem for stem in stems if re.fullmatch(rf"{re.escape(path.stem)}_\d+", stem))
-        jobs.append(Job(path, out, groups, size, models, settings, taken))
+        jobs.append(Job(path, out, groups, size, models, settings, taken, variants))
     results = run_jobs(make_pairs, jobs, workers, f"putting {look} on") + name_unread(photos)
     lines = save_report(out, results)
     names = [name for result in results for name in result.names]
@@ -411,11 +477,14 @@ def prepare_pairs(
     save_preview(out, sorted(names))
     strays = {path.stem for kind in KINDS for path in (out / kind).glob("*.png")} - set(names)
     if strays:
-        stray = f"{len(strays):,} pairs in {out} are of no photo of this run: {list_some(sorted(strays))}"
+        stray = f"{len(strays):,} pairs in {out} are of no photo or variant of this run"
+        stray += f": {list_some(sorted(strays))}"
         print(f"note: {stray}; delete them or choose another --out", file=sys.stderr)
     seconds = time.monotonic() - started
     there = sum(len(result.names) for result in results if result.was_there)
     text = f"{len(names):,} pairs of {size} px ({look}) in {out}, with preview.png and skipped.csv"
+    varied = sum(VARIANT.fullmatch(name) is not None for name in names)
+    text += f"; {varied:,} of them are variants" if varied else ""
     text += f"; {there:,} of them were there" if there else ""
     text += f"; left out: {explain_left_out(results)}" if lines else ""
     return f"{text} ({seconds:.0f} s, {len(paths) / seconds:.1f} photos/s)"
@@ -465,7 +534,7 @@ def prepare(argv: list[str]) -> None:
         if flags.masks_only:
             print(add_masks(out, flags.workers, flags.face_models))
         else:
-            what = (flags.photos, flags.look, flags.looks, out, flags.size, flags.workers)
+            what = (flags.photos, flags.look, flags.looks, out, flags.size, flags.variants, flags.workers)
             print(prepare_pairs(*what, flags.face_models))
     except OSError as error:
         raise UserError(f"cannot write {error.filename or out}: {error.strerror or error}") from None

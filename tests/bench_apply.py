@@ -30,7 +30,7 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from tinybeauty import blending
-from tinybeauty.alignment import align, find_quad, find_square, find_way_back
+from tinybeauty.alignment import align, find_quad, find_side, find_square, find_way_back
 from tinybeauty.blending import SIDE, Request
 from tinybeauty.face_models import FaceModels, load_face_models
 from tinybeauty.faces import find_faces
@@ -57,7 +57,7 @@ def find_texture(image: Array) -> Array:
 def measure_face(photo: Image.Image, models: FaceModels, model: torch.nn.Module, look: dict) -> list[float]:
     """Return side; PSNR of the photo, of pasting, of adding; texture on skin, everywhere; step."""
     face = find_faces(photo, models).faces[0]
-    side = round(float(np.hypot(*(face.quad[3] - face.quad[0]))))
+    side = round(face.side)
     square, points = align(photo, face.points, side)
     whole = np.asarray(square)
     truth = paint_look(Portrait(whole, points), look)
@@ -170,10 +170,10 @@ def measure_video(photo: Image.Image, models: FaceModels, model: torch.nn.Module
         whole = av.VideoFrame.from_ndarray(frame, format="rgb24").reformat(format="yuv444p")
         before.append(view_planes(whole)[0].astype(float))
         one = follower.follow(Image.fromarray(frame))[0]
-        paint_frame(whole, Image.fromarray(frame), one, model, Request())
+        paint_frame(whole, one, model, Request())
         after.append(view_planes(whole)[0].astype(float))
         quads.append(find_quad(one.points))
-    corners = np.stack(quads[8:]) * SIDE / np.hypot(*(quads[-1][3] - quads[-1][0]))
+    corners = np.stack(quads[8:]) * SIDE / find_side(one.points)
     moved = np.sqrt(np.square(corners - corners.mean(0)).sum(2).mean())
     touched = np.abs(np.mean(after, 0) - np.mean(before, 0)) > 2
     flicker = [np.sqrt(np.var(frames[8:], axis=0)[touched].mean()) for frames in (before, after)]

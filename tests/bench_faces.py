@@ -23,7 +23,7 @@ import numpy as np
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from tinybeauty.alignment import find_quad
+from tinybeauty.alignment import find_quad, find_side
 from tinybeauty.face_models import FaceModels, fetch_face_models
 from tinybeauty.faces import Face, find_faces
 from tinybeauty.images import list_images, open_image
@@ -149,10 +149,9 @@ def measure_mediapipe(
         for _, _, meshes in views:
             ours += [mesh.points for mesh in meshes]
             theirs += [np.array(mesh)[:, :2] for mesh in next(answers)["meshes"]]
-        side = np.hypot(*(faces[name].quad[3] - faces[name].quad[0]))
+        side = faces[name].side
         for one, other in zip(ours, theirs, strict=True):
-            quad = find_quad(other)
-            points_off.append(np.abs(one - other).max() * side / np.hypot(*(quad[3] - quad[0])))
+            points_off.append(np.abs(one - other).max() * side / find_side(other))
         # The first two looks only find the middle.
         squares_off.append(compare(find_quad(np.mean(ours[2:], 0)), find_quad(np.mean(theirs[2:], 0))))
         alone = next(answers)["alone"]

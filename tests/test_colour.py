@@ -328,7 +328,16 @@ def test_the_reader_is_part_of_what_a_crop_is_made_from(tmp_path, monkeypatch):
 
     points = place(MEAN, 400, (300, 300))
     save_photo(tmp_path / "photos", "anna.png", draw_face(points, (600, 600)), points)
-    arguments = (tmp_path / "photos", "natural", ROOT / "data" / "looks.yaml", tmp_path / "out", 128, 1, None)
+    arguments = (
+        tmp_path / "photos",
+        "natural",
+        ROOT / "data" / "looks.yaml",
+        tmp_path / "out",
+        128,
+        1,
+        1,
+        None,
+    )
     prepare_pairs.prepare_pairs(*arguments)
     assert "were there" in prepare_pairs.prepare_pairs(*arguments)
     monkeypatch.setattr(prepare_pairs, "READER", -1)

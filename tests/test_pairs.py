@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tinybeauty.errors import UserError
-from tinybeauty.pairs import Pair, draw_demo_pairs, find_pairs, split_pairs
+from tinybeauty.pairs import Pair, count_variants, draw_demo_pairs, find_pairs, find_people, split_pairs
 
 EVERYONE = "(.+)"
 ODD_NAMES = ("Anna Maria", "anna.b.c", "Zoë 愛", "1", "10", "-x", "image_0000")
@@ -202,3 +202,29 @@ def test_one_person_cannot_be_split():
 def test_a_stem_that_the_pattern_does_not_match_is_named():
     with pytest.raises(UserError, match="berta"):
         split(["anna_1", "berta"], pattern=r"(.+)_\d")
+
+
+# --- variants ---------------------------------------------------------------------------------------
+
+
+def test_variants_are_on_their_originals_side_and_never_validated_on():
+    people = [f"face_{number}" for number in range(60)]
+    stems = sorted(people + [f"{person}~v{number}" for person in people for number in (2, 3, 4)])
+    alone_train, alone_val = split_pairs(make_pairs(sorted(people)), 0.2, EVERYONE)
+    train, val = split_pairs(make_pairs(stems), 0.2, EVERYONE)
+    assert val == alone_val
+    assert {pair.stem.split("~")[0] for pair in train} == {pair.stem for pair in alone_train}
+    assert len(train) == 4 * len(alone_train)
+    assert count_variants([pair.stem for pair in train]) == 3 * len(alone_train)
+
+
+def test_a_variants_name_without_its_original_is_a_person():
+    stems = ["a", "b", "c~v2", "d~v2", "d~v2~v3", "e~2", "~v2"]
+    assert count_variants(stems) == 1
+    assert find_people(stems, EVERYONE) == {stem: stem for stem in stems} | {"d~v2~v3": "d~v2"}
+
+
+def test_the_pattern_sees_originals():
+    stems = ["anna_look1", "anna_look1~v2", "anna_look2", "bea_look1"]
+    people = find_people(stems, r"(.+)_look\d$")
+    assert people == dict(zip(stems, ["anna", "anna", "anna", "bea"], strict=True))

@@ -17,7 +17,7 @@ from PIL import Image
 
 from tinybeauty.blending import Request
 from tinybeauty.face_models import load_face_models
-from tinybeauty.videos import Followed, Follower, paint_frame, to_picture, view_planes
+from tinybeauty.videos import Followed, Follower, cut_square, paint_frame, to_picture, view_planes
 from tinybeauty_apply import main, open_look
 
 av = pytest.importorskip("av", reason="PyAV is not installed")
@@ -138,8 +138,8 @@ def test_outside_the_square_the_planes_are_the_same(face_models):
         before = [plane.copy() for plane in view_planes(frame)]
         picture = to_picture(frame)
         face = Follower(load_face_models(face_models), Request()).follow(picture)[0]
-        half = Followed(0.4 * face.points + (100, 70), 1.0)  # a small face, so that there is much outside
-        paint_frame(frame, picture, half, open_look(LOOK), Request())
+        points = 0.4 * face.points + (100, 70)  # a small face, so that there is much outside
+        paint_frame(frame, Followed(points, cut_square(picture, points), 1.0), open_look(LOOK), Request())
         for plane, old in zip(view_planes(frame), before, strict=True):
             change = np.abs(plane.astype(int) - old)[..., 0]
             assert change.max() > 0
@@ -157,7 +157,7 @@ def test_a_still_face_does_not_shimmer(face_models):
         frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(format="yuv444p")
         before.append(view_planes(frame)[0].astype(float))
         one = follower.follow(Image.fromarray(picture))[0]
-        paint_frame(frame, Image.fromarray(picture), one, open_look(LOOK), Request())
+        paint_frame(frame, one, open_look(LOOK), Request())
         after.append(view_planes(frame)[0].astype(float))
         corners = one.points[[33, 263, 61, 291]]
         quads.append(corners)
@@ -176,6 +176,19 @@ def test_a_face_that_comes_and_goes(face_models):
         seen = follower.follow(person)
     assert [one.weight for one in seen] == [1.0]
     assert follower.follow(wall) == []
+
+
+def test_faces_without_makeup_are_named(apply, tmp_path):
+    frames = draw_frames(3)
+    grey = [frame.mean(2, keepdims=True).repeat(3, 2).astype(np.uint8) for frame in frames]
+    write_video(tmp_path / "grey.mp4", grey)
+    code, stdout, stderr = apply(tmp_path / "grey.mp4", "--out", tmp_path / "out")
+    assert (code, stdout) == (1, f"0 of 1 written to {tmp_path / 'out'}\n")
+    assert "in frame 1: grey: " in stderr
+    good = write_video(tmp_path / "good.mp4", frames)
+    code, stdout, stderr = apply(good, "--out", tmp_path / "out", "--smallest", "400")
+    assert code == 1
+    assert "in frame 1: too small: " in stderr and "400 are needed" in stderr
 
 
 def test_videos_that_cannot_be_done(apply, tmp_path):

@@ -33,6 +33,12 @@ def find_quad(points: Array) -> Array:
     return np.stack((centre - x - y, centre - x + y, centre + x + y, centre + x - y))
 
 
+def find_side(points: Array) -> float:
+    """Return the side of FFHQ's square around a face, in pixels."""
+    quad = find_quad(points)
+    return float(np.hypot(*(quad[3] - quad[0])))
+
+
 def find_square(size: tuple[int, int], points: Array) -> Array:
     """Return the square that `align` cuts out of a photo of `size`: the face's, or the photo that is one."""
     quad = find_quad(points)
@@ -49,6 +55,11 @@ def find_way_back(quad: Array, size: int) -> Array:
     across, down = (quad[3] - quad[0]) / size, (quad[1] - quad[0]) / size
     linear = np.linalg.inv(np.stack((across, down), axis=1))
     return np.concatenate((linear, -(linear @ quad[0])[:, None]), axis=1)
+
+
+def move_to_square(points: Array, way: Array) -> Array:
+    """Return points (N, 2) of the photo where a `find_way_back` has them in the square's picture."""
+    return points @ way[:, :2].T + way[:, 2]
 
 
 def soften(image: Array, radius_px: float) -> Array:
@@ -92,16 +103,19 @@ def pad_mirrored(pixels: Array, pad: tuple[int, int, int, int], side: float) -> 
     return np.rint(image.clip(0, 255)).astype(np.uint8)
 
 
-def align(photo: Image.Image, points: Array, size: int) -> tuple[Image.Image, Array]:
+def align(
+    photo: Image.Image, points: Array, size: int, square: Array | None = None
+) -> tuple[Image.Image, Array]:
     """Return the face's FFHQ square as a picture of `size` pixels, and the landmarks (478, 2) in it.
 
     A picture that is this square already, to `SAME_SQUARE` of its width, is only resized: to align it again
-    would soften it and give it mirrored borders.
+    would soften it and give it mirrored borders. Another `square`, corners (4, 2) as of `find_quad`, is cut
+    out instead of the face's own.
     """
-    quad = find_square(photo.size, points)
+    quad = find_square(photo.size, points) if square is None else square
     width, height = photo.size
     way = find_way_back(quad, size)
-    aligned = points @ way[:, :2].T + way[:, 2]
+    aligned = move_to_square(points, way)
     across = quad[3] - quad[0]
     side = float(np.hypot(*across))
     if side == width == height and not quad[0].any():

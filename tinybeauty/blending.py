@@ -58,12 +58,6 @@ class Request:
         return not self.strength or not (self.lips or self.eyes or self.skin)
 
 
-def check_size(face_side: float, smallest: int) -> None:
-    """Refuse a face that is smaller than asked for; raises LeftOut."""
-    if face_side < smallest:
-        raise LeftOut(f"too small: its square has {face_side:.0f} px, --smallest {smallest}")
-
-
 def choose_faces(
     photo: Image.Image, models: FaceModels, request: Request
 ) -> tuple[list[faces.Face], list[str]]:
@@ -77,8 +71,7 @@ def choose_faces(
     for face in found.faces:
         x, y = face.points.mean(0)
         try:
-            check_size(float(np.hypot(*(face.quad[3] - face.quad[0]))), request.smallest)
-            faces.check_face(photo, face.points)
+            faces.check_face(photo, face.points, request.smallest)
             chosen.append(face)
         except LeftOut as reason:
             left_out.append(f"the face at ({x:.0f}, {y:.0f}): {reason}")

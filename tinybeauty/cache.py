@@ -366,7 +366,8 @@ def read_pairs(
         problems += [describe_broken(broken)] if broken else []
     if problems:
         raise UserError(join_problems(problems, data_dir))
-    cache = decode_pairs(pairs, image_size, folder, skip_bad)
+    used = sorted(parts[0] + parts[1])  # not the variants of people held out
+    cache = decode_pairs(used, image_size, folder, skip_bad)
     train, val = ([pair.stem for pair in part if pair.stem in cache.pairs] for part in parts)
     if not (train and val):
         raise UserError("without the pairs that cannot be read, none are left to train on or validate with")

@@ -18,21 +18,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from tinybeauty.alignment import (
-    Array,
-    find_quad,
-    window,
-)
+from tinybeauty.alignment import Array, find_quad, find_side, window
 from tinybeauty.errors import LeftOut
 from tinybeauty.landmarks import (
-    BARE_SKIN,
     CHEEK,
     CHIN,
     DLIB_EYES,
     EYE_CORNERS,
     FOREHEAD,
-    LIPS_OUTER,
     MOUTH_CORNERS,
+    NEEDED,
     NOSE_TIP,
     UPPER_LID,
 )
@@ -83,6 +78,11 @@ class Face:
     def quad(self) -> Array:
         """(4, 2) corners of its FFHQ square: top left, bottom left, bottom right, top right."""
         return find_quad(self.points)
+
+    @cached_property
+    def side(self) -> float:
+        """Of that square, in pixels."""
+        return find_side(self.points)
 
 
 @dataclass(frozen=True)
@@ -263,9 +263,7 @@ def find_faces(photo: Image.Image, models: FaceModels | None = None, rounds: int
         apart = [np.abs(other.box.mean(0) - (x, y)).max() / np.ptp(other.box[:, 0]) for other, _ in faces]
         if seed.score >= SURE and min(apart, default=1.0) > 0.75:  # nearer, it is a part of a face
             left_out.append(f"something like a face at ({x:.0f}, {y:.0f}): {reason}")
-    ordered = sorted(
-        (face for _, face in faces), key=lambda face: -float(np.hypot(*(face.quad[3] - face.quad[0])))
-    )
+    ordered = sorted((face for _, face in faces), key=lambda face: -face.side)
     return Found(ordered, list(dict.fromkeys(left_out)))
 
 
@@ -299,17 +297,16 @@ SHAPES = (0.735, 0.985)  # 863 portraits have 0.743 to 0.971; of those made wide
 MIN_COLOUR = 4.0  # 863 portraits have 17 to 109, grey photos 0, or 1 after JPEG
 
 
-def check_face(photo: Image.Image, points: Array) -> None:
-    """Refuse a face that shows too little of the makeup.
+def check_face(photo: Image.Image, points: Array, smallest: int = MIN_SIDE) -> None:
+    """Refuse a face that shows too little of the makeup, or whose square has less than `smallest` pixels.
 
     Raises:
         LeftOut: it is too small, cut off or turned away.
     """
-    quad = find_quad(points)
-    side = float(np.hypot(*(quad[3] - quad[0])))
-    if side < MIN_SIDE:
-        raise LeftOut(f"too small: the face's square has {side:.0f} px, {MIN_SIDE} are needed")
-    inner = points[[*BARE_SKIN, *LIPS_OUTER, *UPPER_LID[0], *UPPER_LID[1]]]
+    side = find_side(points)
+    if side < smallest:
+        raise LeftOut(f"too small: the face's square has {side:.0f} px, {smallest} are needed")
+    inner = points[list(NEEDED)]
     if (inner < 0).any() or (inner > photo.size).any():
         raise LeftOut("cut off: eyes, mouth or cheeks lie outside the picture")
     left, right = points[UPPER_LID[0][0]], points[UPPER_LID[1][0]]

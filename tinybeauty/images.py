@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from pathlib import Path
 from typing import Literal
 
@@ -22,6 +23,8 @@ UNREAD = {  # pictures of other kinds, which `list_images` passes over
 IMAGE_KINDS = ("PNG", "JPEG", "WEBP", "BMP")  # Pillow's other decoders stay shut: some start other programs
 READER = 2  # count up when the same file is read as other pixels: what was decoded before is then made anew
 ORIENTATION = 0x0112  # EXIF's
+# What the names of variants end with: of anna, anna~v2 and anna~v3 (phones name edits anna~2).
+VARIANT = re.compile(r"(.+)~v\d+")
 MAX_PIXELS = 2**26  # of a file; a phone's 48 million pass, a decompression bomb does not
 
 

@@ -25,6 +25,8 @@ FACE_OVAL = (10, 338, 297, 332, 284, 251, 389, 356, 454, 323, 361, 288, 397, 365
              152, 148, 176, 149, 150, 136, 172, 58, 132, 93, 234, 127, 162, 21, 54, 103, 67, 109)  # fmt: skip
 CHEEK = ((50, 205, 129, 234), (280, 425, 358, 454))  # cheekbone, apple, wing of the nose, ear
 BARE_SKIN = (50, 101, 118, 205, 280, 330, 347, 425, 9, 151, 108, 337, 195, 5)  # no hair grows there
+# A face without these in the picture cannot be made up.
+NEEDED = (*BARE_SKIN, *LIPS_OUTER, *UPPER_LID[0], *UPPER_LID[1])
 EYE_CORNERS = (33, 263)  # the outer ones
 NOSE_TIP, FOREHEAD, CHIN = 1, 10, 152
 # The six points of dlib's 68 around each eye, and the corners of the mouth.

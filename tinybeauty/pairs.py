@@ -12,7 +12,7 @@ from typing import Annotated, NamedTuple
 from pydantic import AfterValidator
 
 from tinybeauty.errors import UserError, list_some
-from tinybeauty.images import IMAGE_SUFFIXES, list_images
+from tinybeauty.images import IMAGE_SUFFIXES, VARIANT, list_images
 
 
 class Pair(NamedTuple):
@@ -127,13 +127,28 @@ def draw_demo_pairs(tool: Path, data_dir: Path) -> None:
         raise UserError("the demo pairs could not be drawn, see above")
 
 
+def find_original(stem: str, stems: set[str]) -> str:
+    """Return the stem that a variant (`anna~v2`) was made from; the stem itself where that is not there."""
+    while (match := VARIANT.fullmatch(stem)) and match.group(1) in stems:
+        stem = match.group(1)
+    return stem
+
+
+def count_variants(stems: list[str]) -> int:
+    """Return how many of the pairs of these stems are variants of others among them."""
+    known = set(stems)
+    return sum(find_original(stem, known) != stem for stem in stems)
+
+
 def find_people(stems: list[str], person_pattern: str) -> dict[str, str]:
-    """Return {file stem: the person it belongs to}.
+    """Return {file stem: the person it belongs to}; a variant is of its original's person.
 
     Raises:
         UserError: the pattern does not match some of the stems.
     """
-    matches = {stem: re.match(person_pattern, stem) for stem in stems}
+    known = set(stems)
+    originals = {stem: find_original(stem, known) for stem in stems}
+    matches = {stem: re.match(person_pattern, original) for stem, original in originals.items()}
     if others := [stem for stem, match in matches.items() if not match or match.group(1) is None]:
         of_all = f"{len(others):,} of the {len(stems):,} file stems"
         raise UserError(f"person_pattern {person_pattern!r} does not match {of_all}: {list_some(others)}")
@@ -143,9 +158,10 @@ def find_people(stems: list[str], person_pattern: str) -> dict[str, str]:
 def split_pairs(pairs: list[Pair], val_fraction: float, person_pattern: str) -> tuple[list[Pair], list[Pair]]:
     """Return (training, validation) pairs, split by a hash of the person.
 
-    No person is on both sides, and adding or removing a pair moves no other pair: who is held out
-    depends on the name alone. So the share is `val_fraction` on the average, not to the pair. Where the
-    hash leaves a side empty (a handful of people), the person nearest to it goes there.
+    Variants are only trained on: those of people held out are on neither side, so that scores compare with
+    those of a run without variants. No person is on both sides, and adding or removing a pair moves no other
+    pair: who is held out depends on the name alone. So the share is `val_fraction` on the average, not to
+    the pair. Where the hash leaves a side empty (a handful of people), the person nearest to it goes there.
 
     Raises:
         UserError: there are fewer than two people, or the pattern does not match a stem.
@@ -163,5 +179,7 @@ def split_pairs(pairs: list[Pair], val_fraction: float, person_pattern: str) -> 
     by_rank = sorted(ranks, key=ranks.get)
     held_out = {person for person in ranks if ranks[person] < val_fraction} | {by_rank[0]}
     held_out -= {by_rank[-1]}
+    stems = set(people)
     train = [pair for pair in pairs if people[pair.stem] not in held_out]
-    return train, [pair for pair in pairs if people[pair.stem] in held_out]
+    val = [pair for pair in pairs if people[pair.stem] in held_out]
+    return train, [pair for pair in val if find_original(pair.stem, stems) == pair.stem]

@@ -81,11 +81,12 @@ def describe_drop(before: float, now: float) -> str:
     return f"\n          val/loss has not improved for too long: learning rate {before:g} -> {now:g}"
 
 
-def describe_data(data_dir: str, train: int, held_out: int, masks: int) -> str:
-    """Return what is printed of the pairs, given as numbers of pairs and of eye masks."""
+def describe_data(data_dir: str, train: int, held_out: int, masks: int, variants: int = 0) -> str:
+    """Return what is printed of the pairs, given as numbers of pairs, of eye masks and of variants."""
     count = train + held_out
-    text = f"data      {count:,} pairs in {data_dir}: {train:,} for training, {held_out:,} held out, "
-    text += f"{masks:,} eye masks"
+    of_them = f" ({variants:,} of them variants; validation is on originals)" if variants else ""
+    text = f"data      {count:,} pairs in {data_dir}: {train:,} for training{of_them}, "
+    text += f"{held_out:,} held out, {masks:,} eye masks"
     if masks < count:
         text += f"\n          {count - masks:,} have none: there the eyeliner loss looks at the whole image"
     return text

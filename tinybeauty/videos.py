@@ -8,7 +8,7 @@ PyAV, whose wheel brings FFmpeg, is imported when the first video comes.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,10 +18,11 @@ from PIL import Image
 from tqdm import tqdm
 
 from tinybeauty import blending, faces
-from tinybeauty.alignment import find_quad, find_way_back
+from tinybeauty.alignment import find_quad, find_way_back, move_to_square
 from tinybeauty.blending import SIDE, Request
 from tinybeauty.errors import LeftOut, UserError, one_line
 from tinybeauty.views import cut_view
+from tinybeauty.workers import run_ahead
 
 if TYPE_CHECKING:
     from av import VideoFrame
@@ -49,33 +50,44 @@ WEIGHTS = {1: (0.2126, 0.0722), 5: (0.299, 0.114), 6: (0.299, 0.114), 9: (0.2627
 # ======================================================================================================
 
 
-@dataclass
+@dataclass(frozen=True, eq=False)
 class Followed:
-    """A face that is followed.
+    """A face that is followed, in one frame.
 
     Attributes:
         points: (478, 2) smoothed landmarks in the frame's pixels.
+        view: its square, RGB, SIDE x SIDE.
         weight: how much of the makeup it has, 0 to 1.
+        note: where it was when it came, and why it has never had any makeup; empty: it has.
     """
 
     points: Array
+    view: Image.Image
     weight: float
+    note: str = ""
 
 
 class Follower:
-    """Follows the faces of a video."""
+    """Follows the faces of a video.
+
+    Attributes:
+        left_out: the notes of those that left without ever having had makeup.
+    """
 
     def __init__(self, models: FaceModels, request: Request) -> None:
         """Start with no face."""
         self.models, self.request = models, request
         self.followed: list[Followed] = []
-        self.until_look = 0
-        self.seen = 0  # faces in all that were ever taken up
+        self.left_out: list[str] = []
+        self.frame, self.until_look = 0, 0
 
     def follow(self, picture: Image.Image) -> list[Followed]:
         """Return the faces of the next frame, the largest first."""
+        self.frame += 1
         had = len(self.followed)
-        self.followed = [one for one in self.followed if self.follow_one(picture, one)]
+        moved = [self.move(picture, one) for one in self.followed]
+        self.left_out += [old.note for old, one in zip(self.followed, moved, strict=True) if not one]
+        self.followed = [one for one in moved if one]
         self.until_look -= 1
         if self.until_look <= 0 or len(self.followed) < had:
             self.look_for_more(picture)
@@ -83,29 +95,33 @@ class Follower:
         self.followed.sort(key=lambda one: -np.ptp(one.points[:, 0]))
         return self.followed[:1] if self.request.which == "largest" else self.followed
 
-    def follow_one(self, picture: Image.Image, one: Followed) -> bool:
-        """Move a face to where it is now; return whether it is still there."""
+    def move(self, picture: Image.Image, one: Followed) -> Followed | None:
+        """Return a face of the frame before as it is now; None: it is no longer there."""
         seen = faces.track(picture, self.models, one.points)
         if seen is None:
-            return False
-        quad = find_quad(seen.points)
-        shift = (
-            np.hypot(*(seen.points - one.points).mean(0)) * SIDE / max(np.hypot(*(quad[3] - quad[0])), 1.0)
-        )
+            return None
+        shift = np.hypot(*(seen.points - one.points).mean(0)) * SIDE / max(seen.side, 1.0)
         share = SMOOTH + (1 - SMOOTH) * float(np.clip((shift - STILL) / (MOVING - STILL), 0, 1))
-        one.points = one.points + share * (seen.points - one.points)
-        wanted = float(self.is_wanted(picture, one.points))
-        one.weight += float(np.clip(wanted - one.weight, -FADE_IN, FADE_IN))
-        return True
+        points = one.points + share * (seen.points - one.points)
+        view = cut_square(picture, points)
+        reason = self.find_reason(picture, points, view)
+        change = float(np.clip((not reason) - one.weight, -FADE_IN, FADE_IN))
+        return Followed(points, view, one.weight + change, one.note if reason else "")
 
-    def is_wanted(self, picture: Image.Image, points: Array) -> bool:
-        """Return whether a face is one that makeup can be put on."""
-        quad = find_quad(points)
+    def find_reason(self, picture: Image.Image, points: Array, view: Image.Image) -> str:
+        """Return why makeup cannot be put on a face; empty: it can."""
+        way = find_way_back(find_quad(points), SIDE)
         try:
-            faces.check_face(picture, points)
-        except LeftOut:
-            return False
-        return float(np.hypot(*(quad[3] - quad[0]))) >= self.request.smallest
+            faces.check_face(picture, points, self.request.smallest)
+            faces.check_colours(view, move_to_square(points, way))
+        except LeftOut as reason:
+            return str(reason)
+        return ""
+
+    def list_left_out(self) -> list[str]:
+        """Return a note for each kind of reason why faces never had makeup, that of the first one."""
+        notes = filter(None, (*self.left_out, *(one.note for one in self.followed)))
+        return list({note.split(": ")[1]: note for note in reversed(list(notes))}.values())[::-1]
 
     def is_followed(self, middle: Array, width: float) -> bool:
         """Return whether a face at `middle` is one of those that are followed."""
@@ -118,10 +134,12 @@ class Follower:
         if all(self.is_followed(seed.box.mean(0), np.ptp(seed.box[:, 0])) for seed in seeds):
             return  # what the detectors see tells at a tenth of the time that there is nobody new
         for face in faces.find_faces(picture, self.models, rounds=1).faces:
-            if not self.is_followed(face.points.mean(0), np.ptp(face.points[:, 0])):
-                wanted = self.is_wanted(picture, face.points)
-                self.followed.append(Followed(face.points, float(alone and wanted)))
-                self.seen += wanted
+            x, y = face.points.mean(0)
+            if not self.is_followed(np.array((x, y)), np.ptp(face.points[:, 0])):
+                view = cut_square(picture, face.points)
+                reason = self.find_reason(picture, face.points, view)
+                note = f"the face at ({x:.0f}, {y:.0f}) in frame {self.frame}: {reason}" if reason else ""
+                self.followed.append(Followed(face.points, view, float(alone and not reason), note))
 
 
 # ======================================================================================================
@@ -167,16 +185,21 @@ def split_residual(residual: Array, frame: VideoFrame) -> Array:
     return np.stack([part * (scale * deep) for part, scale in zip(parts, scales, strict=True)], axis=2)
 
 
-def paint_frame(
-    frame: VideoFrame, picture: Image.Image, one: Followed, model: nn.Module, request: Request
-) -> None:
-    """Put makeup on one face of a frame, in place."""
-    quad = find_quad(one.points)
-    way = find_way_back(quad, SIDE)
-    # Not `align`: its soft mirrored border, where a face is near the frame's, takes longer than all the rest.
+def cut_square(picture: Image.Image, points: Array) -> Image.Image:
+    """Return the square around a face, RGB, SIDE x SIDE.
+
+    Not by `align`: near the frame's border its soft mirrored one takes longer than all the rest.
+    """
+    quad = find_quad(points)
     view, _ = cut_view(picture, np.stack((quad[0], quad[3] - quad[0], quad[1] - quad[0])), 2 * SIDE)
-    points = one.points @ way[:, :2].T + way[:, 2]
-    residual = blending.find_residual(Image.fromarray(view).reduce(2), points, model, request)
+    return Image.fromarray(view).reduce(2)
+
+
+def paint_frame(frame: VideoFrame, one: Followed, model: nn.Module, request: Request) -> None:
+    """Put makeup on one face of a frame, in place."""
+    way = find_way_back(find_quad(one.points), SIDE)
+    points = move_to_square(one.points, way)
+    residual = blending.find_residual(one.view, points, model, request)
     residual *= np.float32(one.weight)
     top = 2 ** frame.format.components[0].bits - 1
     parts = split_residual(residual, frame)
@@ -240,25 +263,51 @@ def add_encoder(output: Any, stream: Any, frame: VideoFrame, size: tuple[int, in
     return encoder
 
 
-def read_frames(source: Any, stream: Any, copies: dict[int, Any], output: Any) -> Iterator[VideoFrame]:
-    """Yield the frames of a video; its sound goes over as it is."""
-    waiting: list[Any] = []  # the header, which comes with the first packet, must know of the picture too
-    for packet in source.demux([stream, *(source.streams[index] for index in copies)]):
-        if packet.stream.index == stream.index:
-            for frame in packet.decode():
-                yield frame if frame.format.name in PLANAR else frame.reformat(format="yuv420p")
-        elif packet.dts is not None:
-            packet.stream = copies[packet.stream.index]
-            waiting.append(packet)
-        if output.streams.video:
-            output.mux(waiting)
-            waiting = []
+@contextmanager
+def halve_threads() -> Iterator[None]:
+    """Let PyTorch use half of its threads: two frames are worked on at a time."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(max(threads // 2, 1))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def read_frames(source: Any, stream: Any) -> Iterator[tuple[VideoFrame | None, list[Any]]]:
+    """Yield the frames of a video, each with the packets of sound before it; at last None with the rest."""
+    sounds: list[Any] = []
+    for packet in source.demux([stream, *source.streams.audio]):
+        if packet.stream.index != stream.index:
+            sounds += [packet] if packet.dts is not None else []
+            continue
+        for frame in packet.decode():
+            yield frame if frame.format.name in PLANAR else frame.reformat(format="yuv420p"), sounds
+            sounds = []
+    yield None, sounds
+
+
+def follow_faces(
+    source: Any, stream: Any, follower: Follower
+) -> Iterator[tuple[VideoFrame | None, list[Followed], list[Any]]]:
+    """Yield the frames of a video, each with its faces and the sound before it, as `read_frames` does."""
+    for frame, sounds in read_frames(source, stream):
+        followed = []
+        if frame is not None and not follower.request.nothing:
+            picture = to_picture(frame)
+            frame.make_writable()  # the decoder still needs its own for the next frames
+            followed = follower.follow(picture)
+        yield frame, followed, sounds
 
 
 def encode_video(
     source: Any, output: Any, model: nn.Module, models: FaceModels, request: Request, name: str
-) -> None:
-    """Make up the frames of an open video and write them to another.
+) -> list[str]:
+    """Make up the frames of an open video and write them to another; return why some faces get no makeup.
+
+    While a frame is painted and encoded, a thread reads the next and finds its faces.
 
     Raises:
         LeftOut: it has no picture, or no face that makeup can be put on.
@@ -269,32 +318,44 @@ def encode_video(
     stream.thread_type = "AUTO"
     output.metadata.update(source.metadata)
     copies = {sound.index: output.add_stream_from_template(sound) for sound in source.streams.audio}
-    follower, encoder = Follower(models, request), None
+    follower, encoder, painted = Follower(models, request), None, False
     total = stream.frames or round(float((source.duration or 0) / 1e6 * (stream.average_rate or 0))) or None
-    with tqdm(total=total, unit="frame", desc=name, disable=None) as bar:
-        for frame in read_frames(source, stream, copies, output):
-            before = [plane.copy() for plane in view_planes(frame)] if request.compare else []
-            if not request.nothing:
-                picture = to_picture(frame)
-                frame.make_writable()  # the decoder still needs its own for the next frames
-                for one in follower.follow(picture):
+    with (
+        halve_threads(),
+        tqdm(total=total, unit="frame", desc=name, disable=None) as bar,
+        closing(run_ahead(follow_faces(source, stream, follower))) as frames,
+    ):
+        for frame, followed, sounds in frames:
+            if frame is not None:
+                before = [plane.copy() for plane in view_planes(frame)] if request.compare else []
+                for one in followed:
                     if one.weight:
-                        paint_frame(frame, picture, one, model, request)
-            both = put_side_by_side(before, frame) if request.compare else frame
+                        paint_frame(frame, one, model, request)
+                        painted = True
+                both = put_side_by_side(before, frame) if request.compare else frame
+                if encoder is None:
+                    encoder = add_encoder(output, stream, frame, (both.width, both.height))
+                both.pict_type = 0  # the encoder chooses its own key frames
+                output.mux(encoder.encode(both))
+                bar.update()
             if encoder is None:
-                encoder = add_encoder(output, stream, frame, (both.width, both.height))
-            both.pict_type = 0  # the encoder chooses its own key frames
-            output.mux(encoder.encode(both))
-            bar.update()
-    if encoder is None:
-        raise LeftOut("no frame of it can be read")
+                raise LeftOut("no frame of it can be read")
+            for packet in sounds:  # not before there is an encoder: the header must know of the picture too
+                packet.stream = copies[packet.stream.index]
+                output.mux(packet)
     output.mux(encoder.encode(None))
-    if not follower.seen and not request.nothing:
-        raise LeftOut("no face found in any frame")
+    left_out = follower.list_left_out()
+    if not painted and not request.nothing:
+        raise LeftOut("; ".join(left_out) or "no face found in any frame")
+    return left_out
 
 
-def make_up_video(source: Path, target: Path, model: nn.Module, models: FaceModels, request: Request) -> None:
-    """Put makeup on a video and write it; where that fails, or is interrupted, `target` is removed.
+def make_up_video(
+    source: Path, target: Path, model: nn.Module, models: FaceModels, request: Request
+) -> list[str]:
+    """Put makeup on a video and write it; return why some of its faces get none.
+
+    Where that fails, or is interrupted, `target` is removed.
 
     Raises:
         LeftOut: it cannot be read, or no face in it gets makeup.
@@ -304,9 +365,12 @@ def make_up_video(source: Path, target: Path, model: nn.Module, models: FaceMode
         import av
     except ImportError:
         raise UserError("videos need PyAV: pip install -r requirements.txt") from None
+    from tinybeauty.devices import keep_freed_memory
+
+    keep_freed_memory()  # a frame takes a seventh less time
     try:
         with av.open(str(source), metadata_errors="replace") as opened, av.open(str(target), "w") as output:
-            encode_video(opened, output, model, models, request, source.name)
+            return encode_video(opened, output, model, models, request, source.name)
     except BaseException as error:
         with suppress(OSError):
             target.unlink()

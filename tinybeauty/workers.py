@@ -68,16 +68,20 @@ def count_cores() -> int:
     return max(1, math.ceil(min(there, find_quota())))
 
 
+def run_ahead(items: Iterator[Result]) -> Iterator[Result]:
+    """Yield the same items; while the caller works on one, a thread makes the next."""
+    end = object()
+    with ThreadPoolExecutor(1) as maker:  # who stops early, or is interrupted, waits here for that thread
+        item = maker.submit(next, items, end).result()
+        while item is not end:
+            coming = maker.submit(next, items, end)
+            yield item
+            item = coming.result()
+
+
 def read_ahead(read: Callable[[Job], Result], jobs: Sequence[Job]) -> Iterator[Result]:
     """Yield `read(job)` for each job; while the caller works on one result, a thread reads the next."""
-    with ThreadPoolExecutor(1) as reader:
-        coming = [reader.submit(read, job) for job in jobs[:1]]
-        for job in jobs[1:]:
-            result = coming.pop().result()
-            coming.append(reader.submit(read, job))
-            yield result
-        for last in coming:
-            yield last.result()
+    return run_ahead(map(read, jobs))
 
 
 def run_jobs(
