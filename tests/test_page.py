@@ -108,6 +108,10 @@ def test_looks_of_one_name_are_refused(face_models, tmp_path):
     assert not (tmp_path / "page.html").exists()
 
 
+def test_the_page_is_small(document):
+    assert document.stat().st_size <= 3_200_000
+
+
 def test_our_code_is_small():
     size = sum(len(read_code(name).encode()) for name in CODE) + (HERE / "engine.wasm").stat().st_size
     assert size <= 90_000

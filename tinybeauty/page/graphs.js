@@ -321,6 +321,13 @@ function readFlexible(bytes) {
   return read(bytes.length - 2 - width, width, bytes[bytes.length - 2]);
 }
 
+/** Return the bytes of a model that bundle.py's sort_bytes has sorted. */
+function joinBytes(sorted) {
+  const bytes = new Uint8Array(sorted.length), odd = (sorted.length + 1) >> 1;
+  for (let at = 0; at < sorted.length; at++) bytes[at] = sorted[(at >> 1) + (at & 1 ? odd : 0)];
+  return bytes;
+}
+
 /** Return the numbers of 16-bit floats. */
 function readHalves(bits) {
   return Float32Array.from(bits, (half) => {

@@ -15,12 +15,22 @@ function say(text, stays = false) {
 
 const settings = () => Object.fromEntries([['look', lookNow], ...SLIDERS.map((id) => [id, Number(find(id).value)])]);
 
-function decodeBase64(text) {
-  const letters = atob(text.trim()), bytes = new Uint8Array(letters.length);
-  for (let at = 0; at < letters.length; at++) bytes[at] = letters.charCodeAt(at);
-  return bytes;
+/** Return the page's data, inflated, as {name: bytes}; bundle.py wrote it. */
+async function readData() {
+  const {textContent: text, dataset} = find('data'), units = new Uint16Array(text.length), parts = {};
+  for (let from = 0, to = 0; from < text.length; from++, to++) {
+    const unit = text.charCodeAt(from);
+    units[to] = unit === 0xe000 ? text.charCodeAt(++from) ^ 0x8000 : unit;
+  }
+  const stream = new Blob([new Uint8Array(units.buffer, 0, Number(dataset.bytes))]).stream().pipeThrough(new DecompressionStream('deflate'));
+  const data = await new Response(stream).arrayBuffer();
+  let start = 0;
+  for (const [name, length] of JSON.parse(dataset.parts)) {
+    parts[name] = new Uint8Array(data, start, length);
+    start += length;
+  }
+  return parts;
 }
-const readPart = (id) => decodeBase64(find(id).textContent);
 
 function show(canvas, image) {
   if (canvas.width !== image.width || canvas.height !== image.height) {
@@ -220,17 +230,23 @@ function listen() {
   addEventListener('paste', (event) => openFile(event.clipboardData.files[0]));
 }
 
-function start() {
+async function start() {
   listen();
   const simd = new Uint8Array([0, 97, 115, 109, 1, 0, 0, 0, 1, 5, 1, 96, 0, 1, 123, 3, 2, 1, 0, 10, 10, 1, 8, 0, 65, 0, 253, 15, 253, 98, 11]);
-  if (!self.Worker || !self.OffscreenCanvas || !self.WebAssembly || !WebAssembly.validate(simd))
-    return say('This browser is too old for this page: Chrome and Edge 91, Firefox 105 or Safari 17 can show it', true);
-  const looks = [...document.querySelectorAll('script[data-look]')].map((part) => ({name: part.dataset.look, bytes: decodeBase64(part.textContent)}));
-  looks.forEach(({name}, index) => addLook(index, name));
-  worker = new Worker(URL.createObjectURL(new Blob([find('code').textContent], {type: 'text/javascript'})));
+  if (!self.Worker || !self.OffscreenCanvas || !self.DecompressionStream || !self.WebAssembly || !WebAssembly.validate(simd))
+    return say('This browser is too old for this page: Chrome and Edge 91, Firefox 113 or Safari 17 can show it', true);
+  let parts;
+  try {
+    parts = await readData();
+  } catch (error) {
+    return say('This file is damaged, probably cut off on its way here: get it once more', true);
+  }
+  find('licence').textContent = new TextDecoder().decode(parts.licence);
+  const looks = Object.keys(parts).filter((name) => name.startsWith('look ')).map((name) => name.slice(5));
+  looks.forEach((name, index) => addLook(index, name));
+  worker = new Worker(URL.createObjectURL(new Blob([parts.code], {type: 'text/javascript'})));
   worker.onmessage = ({data}) => answers[data.kind](data);
   worker.onerror = (event) => say(`This browser cannot run the page: ${event.message || 'no worker'}`, true);
-  const parts = Object.fromEntries(['wasm', 'shortRange', 'fullRange', 'mesh'].map((id) => [id, readPart(id)]));
-  worker.postMessage({kind: 'start', parts, looks, face: new Blob([readPart('face')], {type: 'image/jpeg'}), settings: settings()});
+  worker.postMessage({kind: 'start', parts, looks, settings: settings()}, [parts.code.buffer]);
 }
 start();

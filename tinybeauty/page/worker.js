@@ -110,12 +110,14 @@ function sendMade(settings, fresh) {
 }
 
 const answers = {
-  async start({parts, looks: given, face, settings}) {
+  async start({parts, looks: names, settings}) {
+    const face = new Blob([parts.face], {type: 'image/jpeg'});
+    for (const name of ['shortRange', 'fullRange', 'mesh']) parts[name] = joinBytes(parts[name]);
     studio = await createStudio(parts);
     const image = await decode(face, 'the drawn face', PREVIEW_SIDE);
     sample = {blob: face, image, ...studio.findFaces(image), own: false, name: 'drawn face'};
     photo = sample;
-    looks = given.map(({bytes, name}) => studio.openLook(bytes, name));
+    looks = names.map((name) => studio.openLook(parts[`look ${name}`], name));
     sendMade(settings, true);
     postMessage({kind: 'ready'});
     looks.forEach((_, index) => sendThumb(index));
