@@ -298,3 +298,61 @@ KERNEL(lay)(unsigned char *pixels, int height, int width, const float *residual,
             wasm_v128_store32_lane(pixels, wasm_u8x16_narrow_i16x8(narrow, narrow), 0);
         }
 }
+
+// ------------------------------------------------------------------------------------------------------
+// A square cut out of a picture of 3 bytes a pixel, as Pillow does with Image.transform and then reduce
+// ------------------------------------------------------------------------------------------------------
+INLINE f4 read_pixel(const unsigned char *from) {  // and a byte behind it
+    return wasm_f32x4_convert_i32x4(
+        wasm_u32x4_extend_low_u16x8(wasm_u16x8_extend_low_u8x16(wasm_v128_load32_zero(from))));
+}
+
+INLINE f4 mix(f4 a, f4 b, f4 t) { return multiply_add(wasm_f32x4_sub(b, a), t, a); }
+
+// b + t (c - a + t (2 (a - b) + c - d + t (b - a + d - c)))
+INLINE f4 mix_four(f4 a, f4 b, f4 c, f4 d, f4 t) {
+    f4 rise = wasm_f32x4_sub(b, a), turn = wasm_f32x4_sub(d, c);
+    f4 third = wasm_f32x4_add(rise, turn), second = wasm_f32x4_sub(wasm_f32x4_sub(wasm_f32x4_sub(c, d), rise), rise);
+    return multiply_add(t, multiply_add(t, multiply_add(t, third, second), wasm_f32x4_sub(c, a)), b);
+}
+
+// out[y, x]: the mean of fine x fine places around (x0, y0) + (x + 0.5) (right_x, right_y) + (y + 0.5) (down_x, down_y), 0 for
+// those outside; each is bilinear or bicubic, `up` is added to it before it is cut to a whole level.
+KERNEL(cut)(const unsigned char *in, int width, int height, unsigned char *out, int size, int fine, int bicubic, float up,
+            double x0, double y0, double right_x, double right_y, double down_x, double down_y) {
+    int line = 3 * width, last_x = line - 3, last_y = line * (height - 1);
+    for (int y = 0; y < size; y++)
+        for (int x = 0; x < size; x++, out += 3) {
+            f4 sum = wasm_f32x4_const_splat(0);
+            for (int place = 0; place < fine * fine; place++) {
+                double u = x + (place % fine + 0.5) / fine, v = y + (place / fine + 0.5) / fine;
+                double at_x = x0 + right_x * u + down_x * v, at_y = y0 + right_y * u + down_y * v;
+                if (!(at_x >= 0 && at_y >= 0 && at_x < width && at_y < height)) continue;
+                int left = (int)(at_x + 0.5) - 1, top = (int)(at_y + 0.5) - 1;
+                f4 along = wasm_f32x4_splat((float)(at_x - 0.5 - left)), deep = wasm_f32x4_splat((float)(at_y - 0.5 - top));
+                int b = left < 0 ? 0 : 3 * left, c = left + 1 < width ? 3 * left + 3 : last_x;
+                int first = top < 0 ? 0 : line * top, second = top + 1 < height ? line * (top + 1) : last_y;
+                f4 value;
+                if (bicubic) {
+                    int a = b < 3 || left < 1 ? 0 : b - 3, d = c < last_x ? c + 3 : last_x;
+                    int rows[4] = {top < 1 ? 0 : first - line, first, second, second < last_y ? second + line : last_y};
+                    f4 across[4];
+                    for (int row = 0; row < 4; row++) {
+                        const unsigned char *from = in + rows[row];
+                        across[row] = mix_four(read_pixel(from + a), read_pixel(from + b), read_pixel(from + c),
+                                               read_pixel(from + d), along);
+                    }
+                    value = mix_four(across[0], across[1], across[2], across[3], deep);
+                } else {
+                    value = mix(mix(read_pixel(in + first + b), read_pixel(in + first + c), along),
+                                mix(read_pixel(in + second + b), read_pixel(in + second + c), along), deep);
+                }
+                value = wasm_f32x4_trunc(wasm_f32x4_add(value, wasm_f32x4_splat(up)));
+                sum = wasm_f32x4_add(sum, wasm_f32x4_pmin(wasm_f32x4_const_splat(255), wasm_f32x4_pmax(wasm_f32x4_const_splat(0), value)));
+            }
+            f4 count = wasm_f32x4_splat((float)(fine * fine));
+            f4 mean = wasm_f32x4_div(multiply_add(count, wasm_f32x4_const_splat(0.5f), sum), count);
+            f4 whole = wasm_i32x4_trunc_sat_f32x4(mean), narrow = wasm_i16x8_narrow_i32x4(whole, whole);
+            wasm_v128_store32_lane(out, wasm_u8x16_narrow_i16x8(narrow, narrow), 0);
+        }
+}

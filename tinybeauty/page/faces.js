@@ -64,7 +64,7 @@ function findFrame(points) {
 // --- Looking ------------------------------------------------------------------------------------------
 
 /** Return [picture, square it shows]: the upright picture of a square, grown; outside the photo its border goes on. */
-function cutView(photo, [corner, right, down], size, grow) {
+function cutView(engine, photo, [corner, right, down], size, grow) {
   corner = plus(plus(corner, right, (1 - grow) / 2), down, (1 - grow) / 2);
   [right, down] = [right, down].map((side) => [side[0] * grow, side[1] * grow]);
   const whole = [corner, right, down], limits = [photo.width, photo.height];
@@ -78,7 +78,7 @@ function cutView(photo, [corner, right, down], size, grow) {
   if (border.some(Boolean)) part = pad(part, border, edge);
   const own = minus(corner, from).map((value, axis) => value / shrink + border[axis]);
   const sides = [right, down].map((side) => side.map((value) => value / shrink));
-  return [cutSquare(part, [own, ...sides], size, false), whole];
+  return [cutSquare(engine, part, [own, ...sides], size), whole];
 }
 
 /** Return [a photo made small on black, how many of its pixels are one of these]. */
@@ -150,19 +150,11 @@ class FaceModels {
 
   /** Return {points, presence} of the mesh that looks at a square of a picture, in the picture's pixels. */
   findMesh(picture, square) {
-    const {width, height, data} = picture, cut = new Uint8Array(MESH_SIDE * MESH_SIDE * 3);
-    for (let y = 0, to = 0; y < MESH_SIDE; y++)
-      for (let x = 0; x < MESH_SIDE; x++) {  // MediaPipe counts pixels from their centres here
-        const at = inSquare(square, x / MESH_SIDE, y / MESH_SIDE), atX = clamp(at[0], 0, width - 1), atY = clamp(at[1], 0, height - 1);
-        const left = Math.min(Math.floor(atX), width - 2), top = Math.min(Math.floor(atY), height - 2), right = atX - left, down = atY - top;
-        for (let channel = 0, from = 3 * (top * width + left); channel < 3; channel++, from++) {
-          const upper = data[from] + (data[from + 3] - data[from]) * right, lower = data[from + 3 * width] + (data[from + 3 * width + 3] - data[from + 3 * width]) * right;
-          cut[to++] = roundEven(upper + (lower - upper) * down);
-        }
-      }
-    const [mesh, lips, left, right, irisLeft, irisRight, flag] = this.mesh.run({width: MESH_SIDE, height: MESH_SIDE, data: cut}, 1 / 255, 0);
+    const [corner, right, down] = square, half = 0.5 / MESH_SIDE;  // MediaPipe counts pixels from their centres here
+    const first = plus(plus(plus(corner, right, -half), down, -half), [0.5, 0.5]), cut = cutSquare(this.mesh.engine, picture, [first, right, down], MESH_SIDE, {up: 0.5});
+    const [mesh, lips, leftEye, rightEye, irisLeft, irisRight, flag] = this.mesh.run(cut, 1 / 255, 0);
     const points = Array.from({length: 478}, (_, index) => [mesh[3 * index], mesh[3 * index + 1], mesh[3 * index + 2]]), subsets = this.mesh.subsets;
-    [lips, left, right].forEach((part, index) => subsets[index].forEach((number, place) => {
+    [lips, leftEye, rightEye].forEach((part, index) => subsets[index].forEach((number, place) => {
       points[number][0] = part[2 * place];
       points[number][1] = part[2 * place + 1];
     }));
@@ -176,7 +168,7 @@ class FaceModels {
 
   /** Return what the mesh sees of a face from some places around a square, in the photo's pixels. */
   lookClosely(photo, square, places) {
-    const [view, whole] = cutView(photo, square, VIEW, 1.5), side = VIEW / 1.5, size = span(whole[1]) / VIEW;
+    const [view, whole] = cutView(this.mesh.engine, photo, square, VIEW, 1.5), side = VIEW / 1.5, size = span(whole[1]) / VIEW;
     return places.map(([x, y, larger, angle]) => {
       const seen = this.findMesh(view, makeSquare([VIEW / 2 + side * x, VIEW / 2 + side * y], side * larger, angle));
       return {presence: seen.presence, points: seen.points.map((point) => [...inSquare(whole, point[0] / VIEW, point[1] / VIEW), point[2] * size])};
@@ -216,7 +208,7 @@ const seedSquare = (seed) => {
 /** Return the detection of one face seen from near and upright; throws LeftOut. */
 function lookUpright(photo, models, seed) {
   for (let look = 0; look < 3; look++) {
-    const [view, whole] = cutView(photo, seedSquare(seed), 128, 1.3);
+    const [view, whole] = cutView(models.mesh.engine, photo, seedSquare(seed), 128, 1.3);
     const seen = models.detectTurned(models.near, view, [0, 1, 2, 3]).filter(([, one]) => span(minus(middleOf(one.box), [64, 64])) < 32);
     if (!seen.length) throw new LeftOut('from near it is no face');
     const [quarters, best] = seen.reduce((a, b) => b[1].score > a[1].score ? b : a), back = ([x, y]) => inSquare(whole, x / 128, y / 128);
@@ -310,8 +302,16 @@ function checkFace(photo, face) {
 
 // --- The aligned face ---------------------------------------------------------------------------------
 
+/** Return [a part of a photo with borders, as wide as lacking at least, where a corner is in it]; bounds: of what will be looked at. */
+function padAround(part, lacking, side, corner, [lowest, highest]) {
+  const around = lacking.map((value) => Math.max(value, roundEven(0.3 * side)));
+  const low = plus(lowest.map(Math.floor), around).map((value) => value - 3), high = plus(highest.map(Math.ceil), around).map((value) => value + 3);
+  const [padded, shift] = padMirrored(part, around, side, low, high);
+  return [padded, minus(plus(corner, around), shift)];
+}
+
 /** Return {picture, points, way} of a face: its FFHQ square, SIDE pixels wide; way: (2, 3) from the photo's pixels. */
-function align(photo, face) {
+function align(engine, photo, face) {
   const {width, height} = photo, sides = [[0, 0], [width, 0], [0, height]];
   let [corner, right, down] = face.quad;
   const corners = (square) => [[0, 0], [0, 1], [1, 1], [1, 0]].map(([x, y]) => inSquare(square, x, y));
@@ -341,12 +341,11 @@ function align(photo, face) {
   const [lowest, highest] = findBounds(corners([corner, right, down]));
   const lacking = [...lowest.map((value) => -Math.floor(value)), Math.ceil(highest[0]) - part.width, Math.ceil(highest[1]) - part.height].map((value) => Math.max(value, -border) + border);
   if (Math.max(...lacking) > border - 4) {
-    const around = lacking.map((value) => Math.max(value, roundEven(0.3 * side)));
-    part = padMirrored(part, around, side);
-    corner = plus(corner, around);
+    if (face.live) [part, corner] = [pad(part, lacking, mirror), plus(corner, lacking)];
+    else [part, corner] = padAround(part, lacking, side, corner, [lowest, highest]);
   }
-  const fine = Math.ceil(side / SIDE), cut = cutSquare(part, [corner, right, down], SIDE * fine, fine === 1);
-  return {picture: fine > 1 ? reduce(cut, fine) : cut, points, way};
+  const fine = Math.ceil(side / SIDE);
+  return {picture: cutSquare(engine, part, [corner, right, down], SIDE, {fine, bicubic: fine === 1}), points, way};
 }
 
 /** Throw LeftOut for an aligned face without colours. */
@@ -355,8 +354,8 @@ function checkColours({picture, points}) {
   let sum = 0, count = 0;
   for (let y = first[1]; y < last[1]; y++)
     for (let x = first[0]; x < last[0]; x++, count++) {
-      const colour = picture.data.subarray(3 * (y * SIDE + x), 3 * (y * SIDE + x) + 3);
-      sum += Math.max(...colour) - Math.min(...colour);
+      const at = 3 * (y * SIDE + x), red = picture.data[at], green = picture.data[at + 1], blue = picture.data[at + 2];
+      sum += Math.max(red, green, blue) - Math.min(red, green, blue);
     }
   if (!(sum / count >= 4)) throw new LeftOut(`grey: red, green and blue differ by ${(sum / count).toFixed(1)} of 255, 4 are needed`);
 }
@@ -383,28 +382,35 @@ function findMasks(points) {
   return {lips, eyes: fill(outlines, 0.05 * unit).map((value, index) => value * (1 - lips[index]))};
 }
 
+const RAMP = Float32Array.from({length: SIDE}, (_, at) => {
+  const share = clamp(Math.min(at, SIDE - 1 - at) / FADE, 0, 1);
+  return share * share * (3 - 2 * share);
+});
+
 /** Return what a look adds to an aligned face, (SIDE, SIDE, 3) in grey levels, faded out at the border. */
 function findResidual(engine, look, picture) {
-  const residual = runLook(engine, look, picture), ramp = Array.from({length: SIDE}, (_, at) => {
-    const share = clamp(Math.min(at, SIDE - 1 - at) / FADE, 0, 1);
-    return share * share * (3 - 2 * share);
-  });
-  return residual.map((value, index) => {
-    const at = Math.floor(index / 3), pixel = picture.data[index] / 255;
-    return (clamp(pixel + value, 0, 1) - pixel) * 255 * Math.min(ramp[at % SIDE], ramp[Math.floor(at / SIDE)]);
-  });
+  const residual = runLook(engine, look, picture);
+  for (let y = 0, at = 0; y < SIDE; y++)
+    for (let x = 0; x < SIDE; x++)
+      for (let share = 255 * Math.min(RAMP[x], RAMP[y]), end = at + 3; at < end; at++) {
+        const pixel = picture.data[at] / 255;
+        residual[at] = (clamp(pixel + residual[at], 0, 1) - pixel) * share;
+      }
+  return residual;
 }
 
 /** Lay a face's makeup onto a photo of 4 channels, in place; request: {strength, lips, eyes, skin}. */
 function layMakeup(engine, photo, face, look, request) {
-  const aligned = face.aligned, {strength, lips, eyes, skin} = request;
+  const aligned = face.aligned, {strength, lips, eyes, skin} = request, one = lips === eyes && eyes === skin;
   if (!face.residuals.has(look)) face.residuals.set(look, findResidual(engine, look, aligned.picture));
-  if (!aligned.masks && !(lips === eyes && eyes === skin)) aligned.masks = findMasks(aligned.points);
-  const masks = aligned.masks, one = lips === eyes && eyes === skin;
-  let weighed = face.residuals.get(look).map((value, index) => {
-    const at = Math.floor(index / 3);
-    return value * strength * face.weight * (one ? skin : skin + (lips - skin) * masks.lips[at] + (eyes - skin) * masks.eyes[at]);
-  });
+  if (!aligned.masks && !one) aligned.masks = findMasks(aligned.points);
+  let weighed = face.residuals.get(look).slice();
+  for (let at = 0, place = 0; at < weighed.length; at += 3, place++) {
+    const part = one ? skin : skin + (lips - skin) * aligned.masks.lips[place] + (eyes - skin) * aligned.masks.eyes[place], share = strength * face.weight * part;
+    weighed[at] *= share;
+    weighed[at + 1] *= share;
+    weighed[at + 2] *= share;
+  }
   let size = SIDE, way = aligned.way;
   const [[a, b], [d, e]] = way, fine = Math.sqrt(Math.abs(a * e - b * d));
   if (fine >= 1.2) {  // no finer than the photo, or it would jag
@@ -436,8 +442,8 @@ function layMakeup(engine, photo, face, look, request) {
 }
 
 /** Return a face with its aligned picture and no residuals yet. */
-function prepare(photo, face) {
-  const aligned = align(photo, face), [[a, b, c], [d, e, f]] = aligned.way, area = a * e - b * d;
+function prepare(engine, photo, face) {
+  const aligned = align(engine, photo, face), [[a, b, c], [d, e, f]] = aligned.way, area = a * e - b * d;
   const back = (x, y) => [(e * (x - c) - b * (y - f)) / area, (a * (y - f) - d * (x - c)) / area];
   const corner = back(0, 0);
   aligned.square = [corner, minus(back(SIDE, 0), corner), minus(back(0, SIDE), corner)];

@@ -40,6 +40,10 @@ class Engine {
     return new Float32Array(this.memory.buffer, address, count);
   }
 
+  bytes(address, count) {
+    return new Uint8Array(this.memory.buffer, address, count);
+  }
+
   /** Return the address of a copy that stays. */
   keep(values) {
     const address = this.reserve(values.length);
@@ -328,13 +332,14 @@ function joinBytes(sorted) {
   return bytes;
 }
 
-/** Return the numbers of 16-bit floats. */
+/** Return the numbers of 16-bit floats: their bits moved to where 32-bit floats have them, the exponent counted from elsewhere. */
 function readHalves(bits) {
-  return Float32Array.from(bits, (half) => {
-    const exponent = (half >> 10) & 31, fraction = half & 1023;
-    const size = exponent === 31 ? (fraction ? NaN : Infinity) : exponent ? 2 ** (exponent - 25) * (1024 + fraction) : 2 ** -24 * fraction;
-    return half & 0x8000 ? -size : size;
-  });
+  const whole = new Uint32Array(bits.length), numbers = new Float32Array(whole.buffer);
+  for (let at = 0; at < bits.length; at++) {
+    whole[at] = (bits[at] & 0x8000) << 16 | (bits[at] & 0x7fff) << 13;
+    numbers[at] *= 2 ** 112;
+  }
+  return numbers;
 }
 
 /** Return a sparse weight in full; its last axis is compressed, row by row. */

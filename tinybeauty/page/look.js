@@ -256,7 +256,7 @@ class Studio {
       const [x, y] = middleOf(face.points);
       try {
         checkFace(photo, face);
-        checkColours(prepare(photo, face).aligned);
+        checkColours(prepare(this.engine, photo, face).aligned);
         return true;
       } catch (reason) {
         if (!(reason instanceof LeftOut)) throw reason;
@@ -270,7 +270,7 @@ class Studio {
   /** Put a look on faces of an image, in place and only inside the faces' squares; the image must be as it was found. */
   makeUp(image, faces, look, {strength = 1, lips = 1, eyes = 1, skin = 1} = {}) {
     const photo = {width: image.width, height: image.height, data: image.data, channels: 4};
-    for (const face of faces) if (!face.aligned) prepare(photo, face);  // all are looked at before the first is painted
+    for (const face of faces) if (!face.aligned) prepare(this.engine, photo, face);  // all are looked at before the first is painted
     if (!strength) return;
     for (const face of faces) if (face.weight > 0) layMakeup(this.engine, photo, face, look, {strength, lips, eyes, skin});
   }
@@ -296,6 +296,7 @@ class Studio {
     const share = SMOOTH + (1 - SMOOTH) * clamp((shift - STILL) / (MOVING - STILL), 0, 1);
     const points = face.points.map((point, index) => [...plus(point, minus(seen.points[index], point), share), seen.depths[index]]);
     const moved = makeFace(points, seen.score);
+    moved.live = true;
     moved.weight = face.weight + clamp((this.isWanted(photo, moved) ? 1 : 0) - face.weight, -FADE_IN, FADE_IN);
     return moved;
   }
@@ -316,6 +317,7 @@ class Studio {
     for (const face of findAll(photo, this.models, 1, ['live']).faces) {
       const [low, high] = findBounds(face.points);
       if (known(middleOf(face.points), high[0] - low[0])) continue;
+      face.live = true;
       face.weight = alone && this.isWanted(photo, face) ? 1 : 0;
       faces.push(face);
     }

@@ -41,7 +41,9 @@ function reduce(picture, across, down = across) {
           green += data[from + 1];
           blue += data[from + 2];
         }
-      for (const sum of [red, green, blue]) out[to++] = Math.floor((sum + count / 2) / count);
+      out[to++] = Math.floor((red + count / 2) / count);
+      out[to++] = Math.floor((green + count / 2) / count);
+      out[to++] = Math.floor((blue + count / 2) / count);
     }
   return {width: outWidth, height: outHeight, channels: 3, data: out};
 }
@@ -57,26 +59,37 @@ function findShares(length, count, filter, end = length) {
   });
 }
 
-/** Return a picture in another size. Source: Pillow's Resample.c; bytes are rounded after each of the two ways. */
-function resample(picture, width, height, filter, ends = [picture.width, picture.height]) {
-  const {channels} = picture, make = (count) => picture.data instanceof Float32Array ? new Float32Array(count) : new Uint8ClampedArray(count);
-  const oneWay = (from, lines, length, lineStep, pixelStep, count, toLine, toPixel, end) => {
-    const out = make(lines * count * channels);
-    findShares(length, count, filter, end).forEach(([first, weights], index) => {
-      for (let line = 0; line < lines; line++)
-        for (let channel = 0; channel < channels; channel++) {
-          let sum = 0, at = line * lineStep + first * pixelStep + channel;
-          for (let tap = 0; tap < weights.length; tap++, at += pixelStep) sum += from[at] * weights[tap];
-          out[line * toLine + index * toPixel + channel] = sum;
-        }
-    });
-    return out;
-  };
+/** Resample rows of pixels: `shares` says from which of the old ones each new one is made. */
+function resampleAcross(from, height, width, channels, shares, out) {
+  for (let y = 0, to = 0; y < height; y++)
+    for (const [first, weights] of shares)
+      for (let channel = 0, start = (y * width + first) * channels; channel < channels; channel++, to++) {
+        let sum = 0;
+        for (let tap = 0, at = start + channel; tap < weights.length; tap++, at += channels) sum += from[at] * weights[tap];
+        out[to] = sum;
+      }
+  return out;
+}
+
+/** Add up rows of `row` numbers into `sum`, from one on, each with its weight. */
+function addRows(from, row, [first, weights], sum) {
+  sum.fill(0);
+  for (let tap = 0, at = first * row; tap < weights.length; tap++)
+    for (let place = 0, weight = weights[tap]; place < row; place++, at++) sum[place] += from[at] * weight;
+  return sum;
+}
+
+/** Return a picture in another size; kept as floats, or bytes rounded after each of the two ways. Source: Pillow's Resample.c */
+function resample(picture, width, height, filter, ends = [picture.width, picture.height], floats = picture.data instanceof Float32Array) {
+  const {channels} = picture, row = width * channels, make = (rows) => floats ? new Float32Array(rows * row) : new Uint8ClampedArray(rows * row);
   let data = picture.data;
   if (width !== picture.width || ends[0] !== picture.width)
-    data = oneWay(data, picture.height, picture.width, picture.width * channels, channels, width, width * channels, channels, ends[0]);
-  if (height !== picture.height || ends[1] !== picture.height)
-    data = oneWay(data, width, picture.height, channels, width * channels, height, channels, width * channels, ends[1]);
+    data = resampleAcross(data, picture.height, picture.width, channels, findShares(picture.width, width, filter, ends[0]), make(picture.height));
+  if (height !== picture.height || ends[1] !== picture.height) {
+    const sum = new Float64Array(row), out = make(height);
+    findShares(picture.height, height, filter, ends[1]).forEach((share, y) => out.set(addRows(data, row, share, sum), y * row));
+    data = out;
+  }
   return {width, height, channels, data};
 }
 
@@ -87,40 +100,13 @@ function shrinkPhoto(photo, width, height) {
   return resample(reduced, width, height, TRIANGLE, [photo.width / across, photo.height / down]);
 }
 
-/** Return the square (size, size) of an RGB picture between a corner and two sides, bilinear or bicubic; cut to whole levels. */
-function cutSquare(picture, [corner, right, down], size, bicubic) {
-  const {width, height, data} = picture, out = new Uint8Array(size * size * 3);
-  const cubic = (a, b, c, d, t) => b + t * (c - a + t * (2 * (a - b) + c - d + t * (b - a - c + d)));
-  const columns = [0, 0, 0, 0], rows = [0, 0, 0, 0], lines = [0, 0, 0, 0];
-  for (let y = 0, to = 0; y < size; y++)
-    for (let x = 0; x < size; x++) {
-      const atX = corner[0] + (right[0] * (x + 0.5) + down[0] * (y + 0.5)) / size, atY = corner[1] + (right[1] * (x + 0.5) + down[1] * (y + 0.5)) / size;
-      if (!(atX >= 0 && atY >= 0 && atX < width && atY < height)) {
-        to += 3;
-        continue;
-      }
-      const left = Math.floor(atX - 0.5), top = Math.floor(atY - 0.5), alongX = atX - 0.5 - left, alongY = atY - 0.5 - top;
-      for (let tap = 0; tap < 4; tap++) {
-        columns[tap] = 3 * clamp(left - 1 + tap, 0, width - 1);
-        rows[tap] = 3 * width * clamp(top - 1 + tap, 0, height - 1);
-      }
-      for (let channel = 0; channel < 3; channel++) {
-        let value;
-        if (bicubic) {
-          for (let row = 0; row < 4; row++) {
-            const at = rows[row] + channel;
-            lines[row] = cubic(data[at + columns[0]], data[at + columns[1]], data[at + columns[2]], data[at + columns[3]], alongX);
-          }
-          value = cubic(...lines, alongY);
-        } else {
-          const upper = rows[1] + channel, lower = rows[2] + channel;
-          const first = data[upper + columns[1]] + (data[upper + columns[2]] - data[upper + columns[1]]) * alongX;
-          value = first + (data[lower + columns[1]] + (data[lower + columns[2]] - data[lower + columns[1]]) * alongX - first) * alongY;
-        }
-        out[to++] = clamp(value, 0, 255);
-      }
-    }
-  return {width: size, height: size, channels: 3, data: out};
+/** Return the square (size, size) of an RGB picture between a corner and two sides; fine: how many places along each side of a pixel are looked at. */
+function cutSquare(engine, picture, [corner, right, down], size, {fine = 1, bicubic = false, up = 0} = {}) {
+  const {width, height, data} = picture, from = engine.top, to = (from + data.length + 16) & ~15, count = 3 * size * size;
+  engine.ensure(to + count + 16);
+  engine.bytes(from, data.length).set(data);
+  engine.kernels.cut(from, width, height, to, size, fine, bicubic, up, ...corner, ...[...right, ...down].map((value) => value / size));
+  return {width: size, height: size, channels: 3, data: engine.bytes(to, count).slice()};
 }
 
 /** Return a picture with a border around; source(i, length) says which pixel stands at i, from -before on. */
@@ -149,27 +135,63 @@ function soften(picture, radius) {
   return resample(resample(picture, ...small, TRIANGLE), picture.width, picture.height, CUBIC);
 }
 
-/** Return a picture with mirrored borders that get blurred and pale outwards. Source: tinybeauty/alignment.py */
-function padMirrored(picture, border, side) {
-  const padded = pad(picture, border, mirror), {width, height} = padded, image = Float32Array.from(padded.data), count = width * height;
-  const outside = (x, y) => 1 - Math.min(x / border[0], (width - 1 - x) / border[2], y / border[1], (height - 1 - y) / border[3]);
-  const blurred = soften({width, height, channels: 3, data: image.slice()}, 0.02 * side).data;
-  for (let at = 0; at < count; at++) {
-    const share = clamp(3 * outside(at % width, Math.floor(at / width)) + 1, 0, 1);
-    for (let index = 3 * at; index < 3 * at + 3; index++) image[index] += (blurred[index] - image[index]) * share;
+/** Return the means of blocks of 4 x 4 pixels, floats, of a picture whose row y and column x are the old one's rows[y], columns[x]. */
+function quarter(picture, rows, columns) {
+  const {data} = picture, width = Math.ceil(columns.length / 4), height = Math.ceil(rows.length / 4), out = new Float32Array(width * height * 3);
+  for (let y = 0; y < rows.length; y++) {
+    const deep = Math.min(4, rows.length - (y & ~3)), start = (y >> 2) * width * 3, row = rows[y] * picture.width * 3;
+    for (let x = 0; x < columns.length; x++) {
+      const from = row + 3 * columns[x], to = start + 3 * (x >> 2), share = 1 / (deep * Math.min(4, columns.length - (x & ~3)));
+      out[to] += data[from] * share;
+      out[to + 1] += data[from + 1] * share;
+      out[to + 2] += data[from + 2] * share;
+    }
   }
-  const medians = [0, 1, 2].map((channel) => {
-    const some = [];
-    for (let y = 0; y < height; y += 4) for (let x = 0; x < width; x += 4) some.push(image[3 * (y * width + x) + channel]);
-    some.sort((a, b) => a - b);
-    return (some[(some.length - 1) >> 1] + some[some.length >> 1]) / 2;
+  return {width, height, channels: 3, data: out};
+}
+
+/** Return the part between two corners of a picture with mirrored borders that get blurred and pale outwards. Source: tinybeauty/alignment.py */
+function padMirrored(picture, border, side, low, high) {
+  const wide = [picture.width + border[0] + border[2], picture.height + border[1] + border[3]], [width, height] = wide;
+  const [columns, rows] = [picture.width, picture.height].map((length, axis) => Int32Array.from({length: wide[axis]}, (_, at) => mirror(at - border[axis], length)));
+  const [across, down] = wide.map((length, axis) => Float32Array.from({length}, (_, at) => 1 - Math.min(at / border[axis], (length - 1 - at) / border[axis + 2])));
+  const blocks = quarter(picture, rows, columns), cell = Math.max(0.03 * side, 1);  // the blur: made small and large again
+  const small = resample(blocks, ...wide.map((length) => Math.max(roundEven(length / cell), 2)), TRIANGLE, [width / 4, height / 4]);
+  const medians = findMedians(picture, rows, columns, resample(small, blocks.width, blocks.height, CUBIC).data, (x, y) => Math.max(across[x], down[y]));
+  const blurred = resample(small, width, small.height, CUBIC).data, shares = findShares(small.height, height, CUBIC);
+  [low, high] = [low, high].map((corner) => corner.map((value, axis) => clamp(value, 0, wide[axis])));
+  const out = {width: high[0] - low[0], height: high[1] - low[1], channels: 3, data: new Uint8ClampedArray((high[0] - low[0]) * (high[1] - low[1]) * 3)};
+  for (let y = low[1], to = 0; y < high[1]; y++) {
+    const row = rows[y] * picture.width * 3, [first, weights] = shares[y];
+    for (let x = low[0]; x < high[0]; x++) {
+      const from = row + 3 * columns[x], outside = Math.max(across[x], down[y]), soft = Math.min(3 * outside + 1, 1), pale = clamp(outside, 0, 1);
+      for (let channel = 0; channel < 3; channel++) {
+        let value = picture.data[from + channel];
+        if (soft > 0) {
+          let sum = 0;
+          for (let tap = 0, at = 3 * (first * width + x) + channel; tap < weights.length; tap++, at += 3 * width) sum += blurred[at] * weights[tap];
+          value += (sum - value) * soft;
+          value += (medians[channel] - value) * pale;
+        }
+        out.data[to++] = value;
+      }
+    }
+  }
+  return [out, low];
+}
+
+/** Return the medians of red, green and blue of each 16th pixel of a padded picture, to a 16th of a level. */
+function findMedians(picture, rows, columns, soft, outside) {
+  const counts = [0, 1, 2].map(() => new Uint32Array(4081));
+  for (let y = 0, place = 0; y < rows.length; y += 4)
+    for (let x = 0; x < columns.length; x += 4)
+      for (let channel = 0, share = clamp(3 * outside(x, y) + 1, 0, 1), from = 3 * (rows[y] * picture.width + columns[x]); channel < 3; channel++, place++)
+        counts[channel][clamp(Math.round(16 * (picture.data[from + channel] * (1 - share) + soft[place] * share)), 0, 4080)]++;
+  return counts.map((count) => {
+    let left = Math.ceil(columns.length / 4) * Math.ceil(rows.length / 4) / 2, level = 0;
+    while ((left -= count[level]) > 0) level++;
+    return level / 16;
   });
-  for (let at = 0; at < count; at++) {
-    const share = clamp(outside(at % width, Math.floor(at / width)), 0, 1);
-    for (let channel = 0; channel < 3; channel++)
-      padded.data[3 * at + channel] = roundEven(clamp(image[3 * at + channel] + (medians[channel] - image[3 * at + channel]) * share, 0, 255));
-  }
-  return padded;
 }
 
 /** Return a picture turned by quarters, against the clock. */
