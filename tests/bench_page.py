@@ -2,7 +2,7 @@
 
     python tests/bench_page.py
 
-Needs Chromium; the camera is a film of the drawn face, 480 x 480.
+Needs Chromium; the camera is a film of the drawn face, 640 x 480.
 """
 
 from __future__ import annotations

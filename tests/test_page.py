@@ -38,11 +38,13 @@ def document(face_models, tmp_path_factory) -> Path:
 
 
 def save_video(path: Path) -> None:
-    """Write the drawn face as an uncompressed film of ten frames, for Chromium's fake camera."""
-    planes = Image.open(HERE / "face.jpg").resize((480, 480)).convert("YCbCr").split()
-    halves = [plane.resize((240, 240)).tobytes() for plane in planes[1:]]
-    frame = b"FRAME\n" + planes[0].tobytes() + b"".join(halves)
-    path.write_bytes(b"YUV4MPEG2 W480 H480 F30:1 Ip A1:1 C420jpeg\n" + 10 * frame)
+    """Write the drawn face as an uncompressed film of ten frames, 640 x 480, for Chromium's fake camera."""
+    frame = Image.new("RGB", (640, 480), (96, 104, 112))
+    frame.paste(Image.open(HERE / "face.jpg").resize((400, 400)), (120, 60))
+    planes = frame.convert("YCbCr").split()
+    halves = [plane.resize((320, 240)).tobytes() for plane in planes[1:]]
+    data = b"FRAME\n" + planes[0].tobytes() + b"".join(halves)
+    path.write_bytes(b"YUV4MPEG2 W640 H480 F30:1 Ip A1:1 C420jpeg\n" + 10 * data)
 
 
 @pytest.fixture(scope="module")

@@ -39,11 +39,11 @@ ESCAPE = 0xE000  # the first character of the private area
 
 
 def tighten(part: str, marks: str) -> str:
-    """Return a piece of code without the spaces around some marks; a string stays as it is.
-
-    Not around + and -, where they keep `a + +b` apart, and not in a pattern, where a backslash may stand.
-    """
-    return part if re.match(STRINGS, part) or "\\" in part else re.sub(rf" *([{marks}]) *", r"\1", part)
+    """Return a piece of code without the spaces around some marks; strings and patterns stay as they are."""
+    if re.match(STRINGS, part) or "\\" in part:
+        return part
+    part = re.sub(r"(?<![+-]) ([+*/%-]) (?![+-])", r"\1", part) if "=" in marks else part  # not of `a + +b`
+    return re.sub(rf" *([{marks}]) *", r"\1", part)
 
 
 def read_code(name: str) -> str:

@@ -253,60 +253,64 @@ KERNEL(resize)(const float *in, int height, int width, int channels, float *out)
 }
 
 // ------------------------------------------------------------------------------------------------------
+// Pixels in bytes, 4 of them at a time
+// ------------------------------------------------------------------------------------------------------
+INLINE f4 read_pixel(const unsigned char *from) {
+    return wasm_f32x4_convert_i32x4(
+        wasm_u32x4_extend_low_u16x8(wasm_u16x8_extend_low_u8x16(wasm_v128_load32_zero(from))));
+}
+
+INLINE void write_pixel(unsigned char *to, f4 value) {  // cut to a whole level, 0 .. 255
+    f4 whole = wasm_i32x4_trunc_sat_f32x4(value), narrow = wasm_i16x8_narrow_i32x4(whole, whole);
+    wasm_v128_store32_lane(to, wasm_u8x16_narrow_i16x8(narrow, narrow), 0);
+}
+
+// ------------------------------------------------------------------------------------------------------
 // A residual laid onto a photo: Keys 1981, cubic convolution with a = -0.75, 0 outside of the residual
 // ------------------------------------------------------------------------------------------------------
-INLINE void find_cubic(float t, float *share) {
+INLINE f4 find_cubic(float t) {  // the shares of four pixels, t from the second to the third
     const float a = -0.75f;
-    for (int tap = 0; tap < 4; tap++) {
-        float d = tap == 0 ? t + 1 : tap == 1 ? t : tap == 2 ? 1 - t : 2 - t;
-        share[tap] = tap == 1 || tap == 2 ? ((a + 2) * d - (a + 3)) * d * d + 1
-                                          : ((a * d - 5 * a) * d + 8 * a) * d - 4 * a;
-    }
+#define SPLAT wasm_f32x4_const_splat
+    f4 d = wasm_f32x4_make(t + 1, t, 1 - t, 2 - t), square = wasm_f32x4_mul(d, d);
+    f4 inner = multiply_add(wasm_f32x4_sub(wasm_f32x4_mul(SPLAT(a + 2), d), SPLAT(a + 3)), square, SPLAT(1));
+    f4 outer = wasm_f32x4_add(wasm_f32x4_mul(wasm_f32x4_sub(wasm_f32x4_mul(SPLAT(a), d), SPLAT(5 * a)), square),
+                              wasm_f32x4_mul(SPLAT(4 * a), wasm_f32x4_sub(wasm_f32x4_add(d, d), SPLAT(1))));
+    return wasm_i32x4_shuffle(outer, inner, 0, 5, 6, 3);
+}
+
+// One row's four pixels by their shares.
+INLINE f4 add_four(const float *from, f4 share) {
+    f4 sum = wasm_f32x4_mul(load(from), wasm_i32x4_shuffle(share, share, 0, 0, 0, 0));
+    sum = multiply_add(load(from + 4), wasm_i32x4_shuffle(share, share, 1, 1, 1, 1), sum);
+    sum = multiply_add(load(from + 8), wasm_i32x4_shuffle(share, share, 2, 2, 2, 2), sum);
+    return multiply_add(load(from + 12), wasm_i32x4_shuffle(share, share, 3, 3, 3, 3), sum);
 }
 
 // pixels[y, x] += residual at (a x + b y + c, d x + e y + f), rounded to even and clamped to 0 .. 255
-// pixels: (height, width, 4) bytes. residual: (size + 4, size + 4, 4), with a frame of 2 zeros.
+// pixels: (height, width, 4) bytes. residual: (size + 8, size + 8, 4), with a frame of 4 zeros.
 KERNEL(lay)(unsigned char *pixels, int height, int width, const float *residual, int size, double a,
             double b, double c, double d, double e, double f) {
-    int line = (size + 4) * 4;
+    int line = (size + 8) * 4;
     for (int y = 0; y < height; y++)
         for (int x = 0; x < width; x++, pixels += 4) {
             double at_x = a * (x + 0.5) + b * (y + 0.5) + c - 0.5;
             double at_y = d * (x + 0.5) + e * (y + 0.5) + f - 0.5;
             if (!(at_x > -2 && at_x < size + 1 && at_y > -2 && at_y < size + 1)) continue;
             int left = (int)(at_x + 2) - 2, top = (int)(at_y + 2) - 2;  // floor, as both are above -2
-            float across[4], down[4];
-            find_cubic((float)(at_x - left), across);
-            find_cubic((float)(at_y - top), down);
-            f4 sum = wasm_f32x4_const_splat(0);
-            for (int i = 0; i < 4; i++) {
-                int row = top + 1 + i;  // -1 to 2 around the pixel, and 2 for the frame
-                if (row < 0 || row > size + 3) continue;
-                f4 part = wasm_f32x4_const_splat(0);
-                for (int j = 0; j < 4; j++) {
-                    int column = left + 1 + j;
-                    if (column < 0 || column > size + 3) continue;
-                    part = multiply_add(load(residual + row * line + column * 4),
-                                        wasm_f32x4_splat(across[j]), part);
-                }
-                sum = multiply_add(part, wasm_f32x4_splat(down[i]), sum);
-            }
-            f4 old = wasm_u32x4_extend_low_u16x8(wasm_u16x8_extend_low_u8x16(wasm_v128_load32_zero(pixels)));
-            f4 total = wasm_f32x4_nearest(wasm_f32x4_add(wasm_f32x4_convert_i32x4(old), sum));
-            f4 whole = wasm_i32x4_trunc_sat_f32x4(total);
-            f4 narrow = wasm_i16x8_narrow_i32x4(whole, whole);
-            wasm_v128_store32_lane(pixels, wasm_u8x16_narrow_i16x8(narrow, narrow), 0);
+            f4 across = find_cubic((float)(at_x - left)), down = find_cubic((float)(at_y - top));
+            const float *from = residual + (top + 3) * line + (left + 3) * 4;  // one before, and 4 for the frame
+            f4 sum = wasm_f32x4_mul(add_four(from, across), wasm_i32x4_shuffle(down, down, 0, 0, 0, 0));
+            sum = multiply_add(add_four(from + line, across), wasm_i32x4_shuffle(down, down, 1, 1, 1, 1), sum);
+            sum = multiply_add(add_four(from + 2 * line, across), wasm_i32x4_shuffle(down, down, 2, 2, 2, 2), sum);
+            sum = multiply_add(add_four(from + 3 * line, across), wasm_i32x4_shuffle(down, down, 3, 3, 3, 3), sum);
+            f4 total = wasm_f32x4_nearest(wasm_f32x4_add(read_pixel(pixels), sum));
+            write_pixel(pixels, total);
         }
 }
 
 // ------------------------------------------------------------------------------------------------------
-// A square cut out of a picture of 3 bytes a pixel, as Pillow does with Image.transform and then reduce
+// A square cut out of a picture of `step` bytes a pixel, as Pillow does with Image.transform and then reduce
 // ------------------------------------------------------------------------------------------------------
-INLINE f4 read_pixel(const unsigned char *from) {  // and a byte behind it
-    return wasm_f32x4_convert_i32x4(
-        wasm_u32x4_extend_low_u16x8(wasm_u16x8_extend_low_u8x16(wasm_v128_load32_zero(from))));
-}
-
 INLINE f4 mix(f4 a, f4 b, f4 t) { return multiply_add(wasm_f32x4_sub(b, a), t, a); }
 
 // b + t (c - a + t (2 (a - b) + c - d + t (b - a + d - c)))
@@ -316,25 +320,29 @@ INLINE f4 mix_four(f4 a, f4 b, f4 c, f4 d, f4 t) {
     return multiply_add(t, multiply_add(t, multiply_add(t, third, second), wasm_f32x4_sub(c, a)), b);
 }
 
-// out[y, x]: the mean of fine x fine places around (x0, y0) + (x + 0.5) (right_x, right_y) + (y + 0.5) (down_x, down_y), 0 for
-// those outside; each is bilinear or bicubic, `up` is added to it before it is cut to a whole level.
-KERNEL(cut)(const unsigned char *in, int width, int height, unsigned char *out, int size, int fine, int bicubic, float up,
-            double x0, double y0, double right_x, double right_y, double down_x, double down_y) {
-    int line = 3 * width, last_x = line - 3, last_y = line * (height - 1);
+// out[y, x], RGB: the mean of fine x fine places around (x0, y0) + (x + 0.5) right + (y + 0.5) down, each bilinear or bicubic, and
+// cut to a whole level after `up` is added. Outside the picture is 0 or, if edge, its border; a byte behind it is read.
+KERNEL(cut)(const unsigned char *in, int width, int height, int step, unsigned char *out, int size, int fine, int bicubic, int edge,
+            float up, double x0, double y0, double right_x, double right_y, double down_x, double down_y) {
+    int line = step * width, last_x = line - step, last_y = line * (height - 1);
     for (int y = 0; y < size; y++)
         for (int x = 0; x < size; x++, out += 3) {
-            f4 sum = wasm_f32x4_const_splat(0);
+            f4 sum = SPLAT(0);
             for (int place = 0; place < fine * fine; place++) {
                 double u = x + (place % fine + 0.5) / fine, v = y + (place / fine + 0.5) / fine;
                 double at_x = x0 + right_x * u + down_x * v, at_y = y0 + right_y * u + down_y * v;
-                if (!(at_x >= 0 && at_y >= 0 && at_x < width && at_y < height)) continue;
+                if (!(at_x >= 0 && at_y >= 0 && at_x < width && at_y < height)) {
+                    if (!edge) continue;
+                    at_x = at_x < 0 ? 0 : at_x < width ? at_x : width;
+                    at_y = at_y < 0 ? 0 : at_y < height ? at_y : height;
+                }
                 int left = (int)(at_x + 0.5) - 1, top = (int)(at_y + 0.5) - 1;
                 f4 along = wasm_f32x4_splat((float)(at_x - 0.5 - left)), deep = wasm_f32x4_splat((float)(at_y - 0.5 - top));
-                int b = left < 0 ? 0 : 3 * left, c = left + 1 < width ? 3 * left + 3 : last_x;
+                int b = left < 0 ? 0 : step * left, c = left + 1 < width ? step * (left + 1) : last_x;
                 int first = top < 0 ? 0 : line * top, second = top + 1 < height ? line * (top + 1) : last_y;
                 f4 value;
                 if (bicubic) {
-                    int a = b < 3 || left < 1 ? 0 : b - 3, d = c < last_x ? c + 3 : last_x;
+                    int a = left < 1 ? 0 : b - step, d = c < last_x ? c + step : last_x;
                     int rows[4] = {top < 1 ? 0 : first - line, first, second, second < last_y ? second + line : last_y};
                     f4 across[4];
                     for (int row = 0; row < 4; row++) {
@@ -348,11 +356,9 @@ KERNEL(cut)(const unsigned char *in, int width, int height, unsigned char *out, 
                                 mix(read_pixel(in + second + b), read_pixel(in + second + c), along), deep);
                 }
                 value = wasm_f32x4_trunc(wasm_f32x4_add(value, wasm_f32x4_splat(up)));
-                sum = wasm_f32x4_add(sum, wasm_f32x4_pmin(wasm_f32x4_const_splat(255), wasm_f32x4_pmax(wasm_f32x4_const_splat(0), value)));
+                sum = wasm_f32x4_add(sum, wasm_f32x4_pmin(SPLAT(255), wasm_f32x4_pmax(SPLAT(0), value)));
             }
             f4 count = wasm_f32x4_splat((float)(fine * fine));
-            f4 mean = wasm_f32x4_div(multiply_add(count, wasm_f32x4_const_splat(0.5f), sum), count);
-            f4 whole = wasm_i32x4_trunc_sat_f32x4(mean), narrow = wasm_i16x8_narrow_i32x4(whole, whole);
-            wasm_v128_store32_lane(out, wasm_u8x16_narrow_i16x8(narrow, narrow), 0);
+            write_pixel(out, wasm_f32x4_div(multiply_add(count, SPLAT(0.5f), sum), count));
         }
 }

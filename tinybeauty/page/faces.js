@@ -71,9 +71,9 @@ function cutView(engine, photo, [corner, right, down], size, grow) {
   const [low, high] = findBounds([[0, 0], [0, 1], [1, 1], [1, 0]].map(([x, y]) => inSquare(whole, x, y)));
   const first = low.map((value) => Math.floor(value) - 2), last = high.map((value) => Math.ceil(value) + 2);
   const from = first.map((value, axis) => clamp(value, 0, limits[axis] - 1)), to = last.map((value, axis) => clamp(value, 1, limits[axis]));
-  let part = crop(photo, ...from, ...to);
-  const shrink = Math.max(Math.trunc(span(right) / size), 1);
-  if (shrink > 1) part = reduce(part, shrink);
+  const shrink = Math.trunc(span(right) / size);
+  if (shrink < 2) return [cutSquare(engine, photo, whole, size, {box: [...from, ...to], edge: 1}), whole];
+  let part = reduce(crop(photo, ...from, ...to), shrink);
   const border = [from[0] - first[0], from[1] - first[1], last[0] - to[0], last[1] - to[1]].map((count) => Math.ceil(Math.max(count, 0) / shrink));
   if (border.some(Boolean)) part = pad(part, border, edge);
   const own = minus(corner, from).map((value, axis) => value / shrink + border[axis]);
@@ -302,14 +302,6 @@ function checkFace(photo, face) {
 
 // --- The aligned face ---------------------------------------------------------------------------------
 
-/** Return [a part of a photo with borders, as wide as lacking at least, where a corner is in it]; bounds: of what will be looked at. */
-function padAround(part, lacking, side, corner, [lowest, highest]) {
-  const around = lacking.map((value) => Math.max(value, roundEven(0.3 * side)));
-  const low = plus(lowest.map(Math.floor), around).map((value) => value - 3), high = plus(highest.map(Math.ceil), around).map((value) => value + 3);
-  const [padded, shift] = padMirrored(part, around, side, low, high);
-  return [padded, minus(plus(corner, around), shift)];
-}
-
 /** Return {picture, points, way} of a face: its FFHQ square, SIDE pixels wide; way: (2, 3) from the photo's pixels. */
 function align(engine, photo, face) {
   const {width, height} = photo, sides = [[0, 0], [width, 0], [0, height]];
@@ -329,6 +321,8 @@ function align(engine, photo, face) {
   let side = span(right), border = Math.max(roundEven(0.1 * side), 3);
   const bounds = findBounds(corners([corner, right, down])), low = bounds[0].map(Math.floor), high = bounds[1].map(Math.ceil);
   const from = low.map((value) => Math.max(value - border, 0)), to = [Math.min(high[0] + border, width), Math.min(high[1] + border, height)];
+  if (face.live && side < 3 * SIDE)  // fewer places are looked at, and the photo's border goes on
+    return {picture: cutSquare(engine, photo, [corner, right, down], SIDE, {box: [...from, ...to], edge: 1, fine: Math.max(Math.trunc(side / SIDE), 1)}), points, way};
   let part = crop(photo, ...from, ...to);
   corner = minus(corner, from);
   const shrink = Math.trunc(side / SIDE * 0.5);
@@ -341,11 +335,14 @@ function align(engine, photo, face) {
   const [lowest, highest] = findBounds(corners([corner, right, down]));
   const lacking = [...lowest.map((value) => -Math.floor(value)), Math.ceil(highest[0]) - part.width, Math.ceil(highest[1]) - part.height].map((value) => Math.max(value, -border) + border);
   if (Math.max(...lacking) > border - 4) {
-    if (face.live) [part, corner] = [pad(part, lacking, mirror), plus(corner, lacking)];
-    else [part, corner] = padAround(part, lacking, side, corner, [lowest, highest]);
+    const around = lacking.map((value) => Math.max(value, roundEven(0.3 * side)));
+    const first = plus(lowest.map(Math.floor), around).map((value) => value - 3), last = plus(highest.map(Math.ceil), around).map((value) => value + 3);
+    const [padded, shift] = padMirrored(part, around, side, first, last);
+    part = padded;
+    corner = minus(plus(corner, around), shift);
   }
   const fine = Math.ceil(side / SIDE);
-  return {picture: cutSquare(engine, part, [corner, right, down], SIDE, {fine, bicubic: fine === 1}), points, way};
+  return {picture: cutSquare(engine, part, [corner, right, down], SIDE, {fine, bicubic: Number(fine === 1)}), points, way};
 }
 
 /** Throw LeftOut for an aligned face without colours. */
@@ -422,12 +419,12 @@ function layMakeup(engine, photo, face, look, request) {
   const left = clamp(Math.floor(low[0]), 0, photo.width), right = clamp(Math.ceil(high[0]), 0, photo.width);
   const top = clamp(Math.floor(low[1]), 0, photo.height), bottom = clamp(Math.ceil(high[1]), 0, photo.height);
   if (left >= right || top >= bottom) return;
-  const width = right - left, line = 4 * (size + 4), frame = engine.top, band = Math.max(Math.floor(65536 / width), 1);
-  const pixels = (frame + 4 * line * (size + 4) + 15) & ~15;
+  const width = right - left, line = 4 * (size + 8), frame = engine.top, band = Math.max(Math.floor(65536 / width), 1);
+  const pixels = (frame + 4 * line * (size + 8) + 15) & ~15;
   engine.ensure(pixels + 4 * width * band);
-  const floats = engine.floats(frame, line * (size + 4)).fill(0);
+  const floats = engine.floats(frame, line * (size + 8)).fill(0);
   for (let y = 0, from = 0; y < size; y++)
-    for (let x = 0, to = (y + 2) * line + 8; x < size; x++, to += 4)
+    for (let x = 0, to = (y + 4) * line + 16; x < size; x++, to += 4)
       for (let channel = 0; channel < 3; channel++) floats[to + channel] = weighed[from++];
   for (let first = top; first < bottom; first += band) {
     const rows = Math.min(band, bottom - first), bytes = new Uint8Array(engine.memory.buffer, pixels, 4 * width * rows);

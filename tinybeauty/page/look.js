@@ -249,9 +249,9 @@ class Studio {
     return readLook(this.engine, bytes, name);
   }
 
-  /** Return {faces, leftOut: [{reason}]}: those that makeup can be put on, the largest first, and why others get none. */
-  findFaces(image) {
-    const photo = {...image, width: image.width, height: image.height, data: image.data, channels: 4}, found = findAll(photo, this.models, 3);
+  /** Return {faces, leftOut: [{reason}]}: those that makeup can be put on, the largest first, and why others get none; as findAll. */
+  findFaces(image, rounds = 3, ways = undefined) {
+    const photo = {...image, width: image.width, height: image.height, data: image.data, channels: 4}, found = findAll(photo, this.models, rounds, ways);
     const faces = found.faces.filter((face) => {
       const [x, y] = middleOf(face.points);
       try {

@@ -100,13 +100,17 @@ function shrinkPhoto(photo, width, height) {
   return resample(reduced, width, height, TRIANGLE, [photo.width / across, photo.height / down]);
 }
 
-/** Return the square (size, size) of an RGB picture between a corner and two sides; fine: how many places along each side of a pixel are looked at. */
-function cutSquare(engine, picture, [corner, right, down], size, {fine = 1, bicubic = false, up = 0} = {}) {
-  const {width, height, data} = picture, from = engine.top, to = (from + data.length + 16) & ~15, count = 3 * size * size;
-  engine.ensure(to + count + 16);
-  engine.bytes(from, data.length).set(data);
-  engine.kernels.cut(from, width, height, to, size, fine, bicubic, up, ...corner, ...[...right, ...down].map((value) => value / size));
-  return {width: size, height: size, channels: 3, data: engine.bytes(to, count).slice()};
+/** Return the square (size, size) of a picture between a corner and two sides; box: all that need be looked at; the rest is as engine.c says. */
+function cutSquare(engine, picture, [corner, right, down], size, {box = [0, 0, picture.width, picture.height], fine = 1, bicubic = 0, edge = 0, up = 0} = {}) {
+  const {channels} = picture, width = box[2] - box[0], height = box[3] - box[1], row = channels * width, from = engine.top, to = (from + row * height + 16) & ~15;
+  engine.ensure(to + 3 * size * size + 16);
+  for (let y = 0; y < height; y++) {
+    const start = channels * ((box[1] + y) * picture.width + box[0]);
+    engine.bytes(from + y * row, row).set(picture.data.subarray(start, start + row));
+  }
+  const numbers = [corner[0] - box[0], corner[1] - box[1], ...[...right, ...down].map((value) => value / size)];
+  engine.kernels.cut(from, width, height, channels, to, size, fine, bicubic, edge, up, ...numbers);
+  return {width: size, height: size, channels: 3, data: engine.bytes(to, 3 * size * size).slice()};
 }
 
 /** Return a picture with a border around; source(i, length) says which pixel stands at i, from -before on. */
@@ -116,7 +120,7 @@ function pad(picture, [left, top, right, bottom], source) {
   for (let y = 0, to = 0; y < height; y++) {
     const row = 3 * picture.width * source(y - top, picture.height);
     for (let x = 0; x < width; x++)
-      for (let channel = 0; channel < 3; channel++) data[to++] = picture.data[row + columns[x] + channel];
+      for (let from = row + columns[x], end = from + 3; from < end; from++, to++) data[to] = picture.data[from];
   }
   return {width, height, channels: 3, data};
 }

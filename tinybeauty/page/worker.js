@@ -61,14 +61,18 @@ async function decode(blob, name, side) {
 /** Return a bitmap's pixels on white, scaled, mirrored where asked; closes it. */
 function readBitmap(bitmap, scale = 1, mirrored = false) {
   const width = Math.max(Math.round(bitmap.width * scale), 1), height = Math.max(Math.round(bitmap.height * scale), 1);
-  const context = new OffscreenCanvas(width, height).getContext('2d', {willReadFrequently: true});
+  if (!readBitmap.context) readBitmap.context = new OffscreenCanvas(1, 1).getContext('2d', {willReadFrequently: true});
+  const context = readBitmap.context, {canvas} = context;
+  if (canvas.width !== width || canvas.height !== height) Object.assign(canvas, {width, height});
   context.fillStyle = '#fff';
   context.fillRect(0, 0, width, height);
   context.imageSmoothingQuality = 'high';
-  if (mirrored) context.setTransform(-1, 0, 0, 1, width, 0);
+  context.setTransform(mirrored ? -1 : 1, 0, 0, 1, mirrored ? width : 0, 0);
   context.drawImage(bitmap, 0, 0, width, height);
   bitmap.close();
-  return context.getImageData(0, 0, width, height);
+  const image = context.getImageData(0, 0, width, height);
+  if (width * height > 1e6) canvas.width = canvas.height = 1;  // gives the memory back
+  return image;
 }
 
 const copyOf = (image) => new ImageData(image.data.slice(), image.width, image.height);
@@ -115,7 +119,7 @@ const answers = {
     for (const name of ['shortRange', 'fullRange', 'mesh']) parts[name] = joinBytes(parts[name]);
     studio = await createStudio(parts);
     const image = await decode(face, 'the drawn face', PREVIEW_SIDE);
-    sample = {blob: face, image, ...studio.findFaces(image), own: false, name: 'drawn face'};
+    sample = {blob: face, image, ...studio.findFaces(image, 1, ['live']), own: false, name: 'drawn face'};
     photo = sample;
     looks = names.map((name) => studio.openLook(parts[`look ${name}`], name));
     sendMade(settings, true);
