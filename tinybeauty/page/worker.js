@@ -119,10 +119,12 @@ const answers = {
     for (const name of ['shortRange', 'fullRange', 'mesh']) parts[name] = joinBytes(parts[name]);
     studio = await createStudio(parts);
     const image = await decode(face, 'the drawn face', PREVIEW_SIDE);
-    sample = {blob: face, image, ...studio.findFaces(image, 1, ['live']), own: false, name: 'drawn face'};
+    sample = {blob: face, image, ...studio.findFaces(image, true), own: false, name: 'drawn face'};
     photo = sample;
-    looks = names.map((name) => studio.openLook(parts[`look ${name}`], name));
+    const open = (name) => looks.push(studio.openLook(parts[`look ${name}`], name));
+    open(names[0]);
     sendMade(settings, true);
+    names.slice(1).forEach(open);
     postMessage({kind: 'ready'});
     looks.forEach((_, index) => sendThumb(index));
   },
