@@ -31,7 +31,10 @@ from tinybeauty.landmarks import (
     UPPER_LID,
 )
 
-VERSION = 1  # of the makeup: another number, and the same command makes every pair anew
+VERSION = 2  # of the makeup: another number, and the same command makes every pair anew
+# L* of the skin in the photo where the pigments for deep skin begin, and where they are alone. The span is
+# wide because a photo's exposure moves L* by ten: nobody's makeup jumps with it.
+DEEP_SKIN = (80.0, 60.0)
 
 
 # ======================================================================================================
@@ -40,15 +43,18 @@ VERSION = 1  # of the makeup: another number, and the same command makes every p
 
 COLOUR = None
 # What a look may hold: group -> key -> lowest and highest value, or COLOUR. looks.yaml says what each does.
+# A key that begins with deep_ may be left out; it stands for the key without it, on deep skin.
 GROUPS: dict[str, dict[str, tuple[float, float] | None]] = {
     "skin": {"evening": (0, 1)},
-    "lips": {"colour": COLOUR, "opacity": (0, 1), "gloss": (0, 1)},
-    "lids": {"colour": COLOUR, "inner_colour": COLOUR, "opacity": (0, 1), "height": (0.1, 1),
-             "lower": (0, 1)},
+    "lips": {"colour": COLOUR, "deep_colour": COLOUR, "opacity": (0, 1), "deep_opacity": (0, 1),
+             "gloss": (0, 1)},
+    "lids": {"colour": COLOUR, "deep_colour": COLOUR, "inner_colour": COLOUR, "deep_inner_colour": COLOUR,
+             "opacity": (0, 1), "deep_opacity": (0, 1), "height": (0.1, 1), "lower": (0, 1)},
     "liner": {"colour": COLOUR, "opacity": (0, 1), "thickness": (0, 0.2), "taper": (0, 1), "wing": (0, 0.6),
               "wing_angle": (0, 60)},
     "lashes": {"colour": COLOUR, "opacity": (0, 1), "length": (0, 0.4), "lower": (0, 1)},
-    "blush": {"colour": COLOUR, "opacity": (0, 1), "size": (0.3, 2)},
+    "blush": {"colour": COLOUR, "deep_colour": COLOUR, "opacity": (0, 1), "deep_opacity": (0, 1),
+              "size": (0.3, 2)},
     "brows": {"colour": COLOUR, "opacity": (0, 1)},
 }  # fmt: skip
 
@@ -82,6 +88,8 @@ def check_look(name: str, look: Any) -> list[str]:
         values, unknown = check_keys(given, GROUPS[group], f"{name}.{group}")
         lines += unknown
         for key, allowed in GROUPS[group].items() if isinstance(given, dict) else ():
+            if key.startswith("deep_") and key not in values:
+                continue
             problem = find_problem(values[key], allowed) if key in values else "is missing"
             if problem:
                 lines.append(f"{name}.{group}.{key}: {problem}")
@@ -224,6 +232,36 @@ class Portrait:
     def skin(self) -> Array:
         """Linear colour (3,) of the bare skin: the median over spots on cheeks, forehead and nose."""
         return np.median([self.spot(index) for index in BARE_SKIN], axis=0).astype(np.float32)
+
+    @cached_property
+    def lightness(self) -> float:
+        """CIE L* of the bare skin, 0 to 100. Source: CIE 15:2004, 8.2.1."""
+        luminance = float(self.skin @ LUMA)
+        return 116 * luminance ** (1 / 3) - 16 if luminance > 0.008856 else 903.3 * luminance
+
+    @cached_property
+    def depth(self) -> float:
+        """How far the face calls for pigments for deep skin: 0 on light skin, 1 on dark."""
+        return float(smooth(*DEEP_SKIN, np.float64(self.lightness)))
+
+    @cached_property
+    def regions(self) -> dict[str, Array]:
+        """Where lips, lids and cheeks are: (H, W) bool by name, wherever a look puts makeup on them."""
+        regions = {name: np.zeros(self.shape, bool) for name in ("lips", "lids", "cheeks")}
+        outer, inner = (curve(self.take(ring), closed=True) for ring in (LIPS_OUTER, LIPS_INNER))
+        part = window(outer, 2.0, self.shape)
+        regions["lips"][part] = draw([outer], part) - draw([inner], part) > 0.5
+        for side in (0, 1):
+            eye = find_eye(self, side)
+            x, y = eye.x, eye.y
+            edge, brow = (
+                np.interp(x, *eye.to_frame(line).T) for line in (eye.upper, curve(self.take(BROW_BASE[side])))
+            )
+            lid = (x > 0) & (x < 1) & (y > edge) & (y < edge + 0.5 * np.maximum(brow - edge, 0.15))
+            regions["lids"][eye.part] |= lid & (eye.opening < 0.5)
+            cheek, far, _ = find_cheek(self, side, 1.0)
+            regions["cheeks"][cheek] |= far < 1.0
+        return regions
 
     @cached_property
     def exposure(self) -> float:
@@ -369,21 +407,33 @@ def even_skin(canvas: Array, face: Portrait, group: Colours) -> None:
     canvas[part] = patch.clip(0.0, 1.0) ** 2
 
 
+def find_cheek(face: Portrait, side: int, size: float) -> tuple[Part, Array, float]:
+    """Return a cheek's window, each pixel's place on its slanted ellipse, and how much the cheek is in sight.
+
+    Returns:
+        The window; (h, w), 0 in the middle of the ellipse and 1 on its edge; 1 for a cheek that is not
+        turned away, less for one that is.
+    """
+    widths = [float(np.hypot(*(face.points[nose] - face.points[ear]))) for _, _, nose, ear in CHEEK]
+    bone, apple, _, ear = CHEEK[side]
+    seen = widths[side] / max(*widths, 1e-6)
+    centre = 0.62 * face.points[bone] + 0.30 * face.points[apple] + 0.08 * face.points[ear]
+    axis = face.points[ear] - face.points[apple]
+    axis = axis / max(np.hypot(*axis), 1e-6)
+    long = 0.085 * face.unit * size * min(max(seen, 0.5), 1.0)
+    short = 0.055 * face.unit * size
+    part = window(centre[None], 2.4 * long, face.shape)
+    x, y = pixel_centres(part)
+    x, y = x - centre[0], y - centre[1]
+    far = ((x * axis[0] + y * axis[1]) / long) ** 2 + ((y * axis[0] - x * axis[1]) / short) ** 2
+    return part, far, seen
+
+
 def lay_blush(canvas: Array, face: Portrait, group: Colours) -> None:
     """Lay a soft slanted ellipse on each cheek; a cheek that turns away gets less."""
-    widths = [float(np.hypot(*(face.points[nose] - face.points[ear]))) for _, _, nose, ear in CHEEK]
     oval = curve(face.take(FACE_OVAL), closed=True, steps=3)
-    for (bone, apple, _, ear), width in zip(CHEEK, widths, strict=True):
-        seen = width / max(*widths, 1e-6)
-        centre = 0.62 * face.points[bone] + 0.30 * face.points[apple] + 0.08 * face.points[ear]
-        axis = face.points[ear] - face.points[apple]
-        axis = axis / max(np.hypot(*axis), 1e-6)
-        long = 0.085 * face.unit * group["size"] * min(max(seen, 0.5), 1.0)
-        short = 0.055 * face.unit * group["size"]
-        part = window(centre[None], 2.4 * long, face.shape)
-        x, y = pixel_centres(part)
-        x, y = x - centre[0], y - centre[1]
-        far = ((x * axis[0] + y * axis[1]) / long) ** 2 + ((y * axis[0] - x * axis[1]) / short) ** 2
+    for side in (0, 1):
+        part, far, seen = find_cheek(face, side, group["size"])
         alpha = np.exp(-far) * smooth(5.5, 3.0, far)
         inside = soften(draw([oval], part), 0.02 * face.unit).clip(0.0, 1.0)
         alpha *= group["opacity"] * float(smooth(0.2, 0.7, np.float64(seen)))
@@ -550,9 +600,22 @@ def lay_gloss(canvas: Array, face: Portrait, part: Part, alpha: Array, shade: Ar
     canvas[part] += (gloss * face.exposure * alpha * shine)[..., None]
 
 
+def for_skin(look: dict[str, Colours], depth: float) -> dict[str, Colours]:
+    """Return a look with its deep_ keys blended in, `depth` of each and the rest of its twin."""
+    return {
+        group: values
+        | {
+            key[5:]: values[key[5:]] + (values[key] - values[key[5:]]) * depth
+            for key in values
+            if key.startswith("deep_")
+        }
+        for group, values in look.items()
+    }
+
+
 def paint_look(face: Portrait, look: dict[str, Colours]) -> Array:
     """Return the made-up picture (H, W, 3) uint8; pixels away from the makeup stay the same bytes."""
-    canvas = face.light.copy()
+    canvas, look = face.light.copy(), for_skin(look, face.depth)
     if "skin" in look:
         even_skin(canvas, face, look["skin"])
     if "blush" in look:

@@ -21,7 +21,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "data"))
 
-from makeup import LUMA, Portrait
+from makeup import Portrait
 from prepare_pairs import list_photos, read_files, read_photo
 
 import tinybeauty_training as program
@@ -43,8 +43,7 @@ def find_lightness(photo: Path) -> float:
     """
     data, landmarks = read_files(photo)
     face = Portrait(np.asarray(read_photo(data)), read_landmarks(landmarks or b""))
-    luminance = float(face.skin @ LUMA)
-    return 116 * luminance ** (1 / 3) - 16 if luminance > 0.008856 else 903.3 * luminance
+    return face.lightness
 
 
 def score(network: Path, people: list[Pair], pixels: PixelCache) -> Scores:

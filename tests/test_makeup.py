@@ -159,6 +159,19 @@ def test_the_looks_that_ship_get_stronger():
     assert 40 > scores["natural"] > scores["evening"] > scores["bold"] > 22
 
 
+def test_deep_skin_gets_the_pigments_for_it_and_light_skin_none():
+    groups = load_look(LOOKS, "evening")
+    bare = {g: {k: v for k, v in keys.items() if "deep_" not in k} for g, keys in groups.items()}
+    light, dark = (draw_face(MEAN, (256, 256), colour) for colour in ((246, 222, 206), (96, 62, 44)))
+    assert (make_up(light, MEAN, groups) == make_up(light, MEAN, bare)).all()
+    own = {
+        g: keys | {k[5:]: v for k, v in groups[g].items() if k.startswith("deep_")}
+        for g, keys in bare.items()
+    }
+    assert (make_up(dark, MEAN, groups) == make_up(dark, MEAN, own)).all()
+    assert (make_up(dark, MEAN, groups) != make_up(dark, MEAN, bare)).any()
+
+
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 2**31), st.floats(0, 30), st.booleans())
 def test_no_landmarks_break_it(seed, jitter, flat):
