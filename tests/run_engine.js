@@ -1,11 +1,11 @@
-// For test_page_engine.py: node run_engine.js LOOK MODELS WIDTH HEIGHT RGBA OUT; prints JSON.
+// For test_page_engine.py: node run_engine.js LOOK MODELS WIDTH HEIGHT RGBA OUT OTHER...; prints JSON.
 'use strict';
 const fs = require('fs'), path = require('path');
 
 const page = path.join(__dirname, '..', 'tinybeauty', 'page'), read = (file) => new Uint8Array(fs.readFileSync(file));
 const code = ['graphs', 'pictures', 'faces', 'look'].map((name) => fs.readFileSync(path.join(page, `${name}.js`), 'utf8')).join('\n');
 const {createStudio, LookError, runLook} = new Function(`${code}; return {createStudio, LookError, runLook}`)();
-const [look, models, width, height, source, out] = process.argv.slice(2), model = (name) => read(path.join(models, `${name}.tflite`));
+const [look, models, width, height, source, out, ...others] = process.argv.slice(2), model = (name) => read(path.join(models, `${name}.tflite`));
 
 (async () => {
   const studio = await createStudio({wasm: read(path.join(page, 'engine.wasm')), shortRange: model('face_detection_short_range'),
@@ -28,5 +28,9 @@ const [look, models, width, height, source, out] = process.argv.slice(2), model 
   fs.writeFileSync(out, image.data);
   fs.writeFileSync(`${out}.face`, picture.data);
   fs.writeFileSync(`${out}.residual`, new Uint8Array(residual.buffer));
+  others.forEach((other, index) => {
+    const made = runLook(studio.engine, studio.openLook(read(other), 'other.pt'), picture);
+    fs.writeFileSync(`${out}.residual${index}`, new Uint8Array(made.buffer));
+  });
   console.log(JSON.stringify({quads: faces.map((face) => face.quad), leftOut, problems: [...new Set(problems)]}));
 })();

@@ -13,18 +13,42 @@ import pytest
 import torch
 from PIL import Image
 
+from tinybeauty import shipping
 from tinybeauty.faces import find_faces
 from tinybeauty.page.build_engine import build_engine
 from tinybeauty_apply import put_makeup_on
-from tinybeauty_training import load_model
+from tinybeauty_training import TinyBeauty, load_model
 
 ROOT = Path(__file__).resolve().parent.parent
 LOOK = ROOT / "tinybeauty_model" / "pretrained" / "evening.pt"
 
 
+KINDS = {"in 4 groups": 4, "each channel in its own": 0}  # how the up layers' channels are grouped
+
+
+def make_look(path: Path, groups: int) -> torch.nn.Module:
+    """Write a look with up layers in some groups, 0 for as many as they have channels; return its network."""
+    torch.manual_seed(groups)
+    model = TinyBeauty()
+    for name in ("up1", "up2", "up3"):
+        old = getattr(model, name)
+        count = groups or old.out_channels
+        new = torch.nn.ConvTranspose2d(old.in_channels, old.out_channels, 2, 2, groups=count)
+        setattr(model, name, new)
+    for norm in model.modules():
+        if isinstance(norm, torch.nn.BatchNorm2d):
+            torch.nn.init.normal_(norm.running_mean, std=0.2)
+            torch.nn.init.uniform_(norm.running_var, 0.5, 2.0)
+    architecture = dict(model.ARCHITECTURE)
+    architecture.pop("up_groups", None)
+    packed = shipping.pack(model) | {"architecture": architecture | ({"up_groups": groups} if groups else {})}
+    path.write_bytes(shipping.to_bytes(packed))
+    return shipping.unpack(packed, model).eval()
+
+
 @pytest.fixture(scope="module")
 def scene(face_models, tmp_path_factory):
-    """Return (photo, what node says, its pixels, the first face, its residual) of a drawn scene."""
+    """Return (photo, what node says, its pixels, the first face, [(network, its residual)]) of a scene."""
     if not shutil.which("node"):
         pytest.skip("node is not installed")
     folder = tmp_path_factory.mktemp("engine")
@@ -42,12 +66,15 @@ def scene(face_models, tmp_path_factory):
         photo.width,
         photo.height,
     ]
-    command = [str(part) for part in (*command, folder / "rgba", folder / "out")]
+    networks = [make_look(folder / f"{kind}.pt", groups) for kind, groups in KINDS.items()]
+    command += [folder / "rgba", folder / "out", *(folder / f"{kind}.pt" for kind in KINDS)]
+    command = [str(part) for part in command]
     said = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     pixels = np.frombuffer((folder / "out").read_bytes(), np.uint8).reshape(photo.height, photo.width, 4)
     face = np.frombuffer((folder / "out.face").read_bytes(), np.uint8).reshape(256, 256, 3)
     residual = np.frombuffer((folder / "out.residual").read_bytes(), np.float32).reshape(256, 256, 3)
-    return photo, said, pixels, face, residual
+    made = [np.frombuffer((folder / f"out.residual{index}").read_bytes(), np.float32) for index in range(2)]
+    return photo, said, pixels, face, [(load_model(LOOK), residual), *zip(networks, made, strict=True)]
 
 
 def test_the_committed_engine_is_what_its_source_builds(tmp_path):
@@ -64,11 +91,15 @@ def test_the_squares_are_pythons(scene):
         assert np.hypot(*(quad - face.quad).T).max() * 256 / np.hypot(*right) < 0.5
 
 
-def test_the_network_is_pythons(scene):
-    *_, face, residual = scene
+@pytest.mark.parametrize("kind", range(1 + len(KINDS)), ids=["evening", *KINDS])
+def test_the_network_is_pythons(scene, kind):
+    *_, face, networks = scene
+    network, residual = networks[kind]
     with torch.inference_mode():
-        own = load_model(LOOK)(torch.from_numpy(face.copy()).permute(2, 0, 1)[None].float() / 255)
-    assert np.abs(own[0].permute(1, 2, 0).numpy() - residual).max() * 255 < 0.01
+        own = network(torch.from_numpy(face.copy()).permute(2, 0, 1)[None].float() / 255)
+    own = own[0].permute(1, 2, 0).numpy()
+    assert own.std() > 0.001
+    assert np.abs(own - residual.reshape(own.shape)).max() * 255 < 0.01
 
 
 def test_the_photo_is_pythons(scene):

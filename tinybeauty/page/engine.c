@@ -181,6 +181,12 @@ KERNEL(upsample)(const float *in, int height, int width, int depth, float *out, 
                           0, bias);
 }
 
+INLINE f4 pick(const float *from, int depth, int k) {  // the k-th number of each of four groups
+    if (depth != 2) return wasm_f32x4_make(from[k], from[depth + k], from[2 * depth + k], from[3 * depth + k]);
+    f4 low = load(from), high = load(from + 4);
+    return k ? wasm_i32x4_shuffle(low, high, 1, 3, 5, 7) : wasm_i32x4_shuffle(low, high, 0, 2, 4, 6);
+}
+
 // Groups of one output channel and `depth` input channels each; weight (2, 2, depth, channels).
 KERNEL(upsample_deep)(const float *in, int height, int width, int depth, float *out, int channels,
                       const float *weight, const float *bias) {
@@ -189,8 +195,7 @@ KERNEL(upsample_deep)(const float *in, int height, int width, int depth, float *
             for (int c = 0; c < channels; c += 4) {
                 f4 start = load(bias + c), sum[4] = {start, start, start, start};
                 for (int k = 0; k < depth; k++) {
-                    const float *from = in + c * depth + k;
-                    f4 value = wasm_f32x4_make(from[0], from[depth], from[2 * depth], from[3 * depth]);
+                    f4 value = pick(in + c * depth, depth, k);
                     for (int corner = 0; corner < 4; corner++)
                         sum[corner] = multiply_add(value, load(weight + (corner * depth + k) * channels + c),
                                                    sum[corner]);
