@@ -27,7 +27,6 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Literal
 
 import tinybeauty  # noqa: F401  before torch: it says how threads wait
@@ -41,20 +40,22 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from tinybeauty import devices, reporting, runs, settings, shipping
+from tinybeauty import devices, reporting, runs, settings, shipping, starting
 from tinybeauty.cache import PixelCache, read_pairs
 from tinybeauty.devices import Team
 from tinybeauty.errors import Parser, UserError, run_command
-from tinybeauty.layers import ConvNormReLU, Upsample, count_multiply_adds, count_parameters, separable
+from tinybeauty.layers import ConvNormReLU, Upsample, count_parameters, separable
 from tinybeauty.pairs import Pair, PersonPattern, count_variants, draw_demo_pairs, lacks_demo
 from tinybeauty.progress import FINAL, Progress
 from tinybeauty.runs import OutputDir, StopRequest, check_finite
 from tinybeauty.settings import Folder, FolderOrNothing
 from tinybeauty.tracking import Tracker, WandbMode, find_trial
+from tinybeauty.variation import Plan, plan_epoch, vary_batch
 from tinybeauty.workers import read_ahead
 
 HERE = Path(__file__).resolve().parent
 DEMO_DIR = "data/demo"
+LOOKS = HERE / "tinybeauty_model" / "pretrained"
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, what "grey" means in Pillow and OpenCV too
 EVAL_BATCH = 32  # images; only speed and memory depend on it
 SAMPLE_FACES = 6  # in a sample grid
@@ -67,16 +68,20 @@ class Config(settings.Settings):
     # data
     data_dir: Folder = Field(DEMO_DIR, description="folder with source/, target/, eye_mask/")
     image_size: int = Field(256, ge=16, le=1024, multiple_of=8, description="pixels a side")
-    val_fraction: float = Field(0.1, gt=0, lt=1, description="share of the people held out for validation")
+    val_fraction: float = Field(0.1, ge=0, lt=1, description="share of the people held out; 0: nobody")
     person_pattern: PersonPattern = Field("(.+)", description="regex on the stem; group 1 is the person")
     skip_bad_pairs: bool = Field(False, description="leave out pairs that cannot be read, do not stop")
     cache_dir: FolderOrNothing = Field("auto", description="of decoded pairs; auto: beside them; '': memory")
     flip: bool = Field(True, description="mirror half of the training pairs, another half each epoch")
+    vary: float = Field(0.0, ge=0, le=3, description="other light and crop each time: 1 usual, 0 none")
+    repeats: int = Field(1, ge=1, description="times an epoch goes through the pairs; more where few")
     # training
+    start_from: starting.StartFrom = Field("", description="a look, a .pt, or auto; '': from scratch")
     epochs: int = Field(50, ge=1, description="passes over the training pairs")
     batch_size: int = Field(32, ge=1, description="pairs per optimizer step")
     learning_rate: float = Field(2e-4, gt=0, le=1, description="Adam's at the start")
     warmup_steps: int = Field(0, ge=0, description="steps in which the learning rate rises to that")
+    lr_schedule: Literal["plateau", "linear"] = Field("plateau", description="how it falls; linear: to 0")
     lr_factor: float = Field(0.5, gt=0, lt=1, description="learning rate *= this when val/loss stalls")
     lr_patience: int = Field(3, ge=0, description="epochs without a better val/loss before that")
     ema_decay: float = Field(0.99, ge=0, lt=1, description="of the weights' moving average, which ships")
@@ -101,20 +106,26 @@ class Config(settings.Settings):
 class TinyBeauty(nn.Module):
     """U-Net with three poolings, 3 -> 16 -> 32 -> 64 -> 128 channels and back, that returns a residual.
 
-    84,963 parameters. Convolutions are depthwise-separable, but for the first, which has only three
+    75,107 parameters. Convolutions are depthwise-separable, but for the first, which has only three
     channels to separate. Kernels of 7 x 7 at an eighth of the size let the bottleneck see the whole face, and
     cost next to nothing there; transposed convolutions in groups pay for them. tests/README.md has the study.
+
+    Args:
+        up_groups: the groups of up3, up2 and up1; one number for all, 4, is what earlier versions had.
 
     Source: the plan follows Ronneberger et al., arXiv 1505.04597; the separable convolution is Chollet's,
     arXiv 1610.02357.
     """
 
-    ARCHITECTURE = MappingProxyType(
-        {"channels": [16, 32, 64, 128], "bottleneck_kernels": [7, 7, 7], "up_groups": 4}
-    )
-
-    def __init__(self) -> None:
+    def __init__(self, up_groups: int | Sequence[int] = (64, 32, 16)) -> None:
         super().__init__()
+        groups = up_groups if isinstance(up_groups, int) else list(up_groups)
+        self.architecture = {
+            "channels": [16, 32, 64, 128],
+            "bottleneck_kernels": [7, 7, 7],
+            "up_groups": groups,
+        }
+        up3, up2, up1 = [groups] * 3 if isinstance(groups, int) else groups
         self.enc1 = ConvNormReLU(nn.Sequential(nn.Conv2d(3, 16, 3, padding=1, bias=False)))
         self.pool1 = nn.MaxPool2d(2)
         self.enc2 = ConvNormReLU(separable(16, 32))
@@ -126,11 +137,11 @@ class TinyBeauty(nn.Module):
             ConvNormReLU(separable(128, 128, 7)),
             ConvNormReLU(separable(128, 128, 7)),
         )
-        self.up3 = Upsample(128, 64)
+        self.up3 = Upsample(128, 64, up3)
         self.dec3 = ConvNormReLU(separable(64, 64), separable(64, 64))
-        self.up2 = Upsample(64, 32)
+        self.up2 = Upsample(64, 32, up2)
         self.dec2 = ConvNormReLU(separable(32, 32), separable(32, 32))
-        self.up1 = Upsample(32, 16)
+        self.up1 = Upsample(32, 16, up1)
         self.dec1 = ConvNormReLU(separable(16, 16), separable(16, 16))
         self.out = nn.Conv2d(16, 3, kernel_size=1)
         nn.init.zeros_(self.out.weight)  # the first output is the source itself: no makeup is a good start
@@ -296,27 +307,29 @@ def to_images(pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def load_batches(
-    pairs: MakeupPairs, batches: Sequence[Tensor], device: torch.device, flipped: Tensor | None = None
+    pairs: MakeupPairs, batches: Sequence[Tensor], device: torch.device, plan: Plan | None = None
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Yield (source, target, eye_mask) on the device, in [0, 1] and channels_last.
 
     Args:
         pairs: where they are.
-        batches: numbers of pairs, (B,) each.
+        batches: numbers of pairs, (B,) each; with repeats they go on behind the last pair at the first.
         device: where they go.
-        flipped: (N,) bool, which pairs are mirrored, source, target and mask alike; None for none.
+        plan: which are mirrored and how they are varied, source, target and mask alike; None for none.
     """
 
     def read(indices: Tensor) -> Tensor:
-        pixels = pairs.read(indices)
+        pixels = pairs.read(indices % len(pairs))
         return pixels.pin_memory() if device.type == "cuda" and not pixels.is_cuda else pixels
 
     for indices, pixels in zip(batches, read_ahead(read, batches), strict=True):
         pixels = pixels.to(device, non_blocking=True)
-        if flipped is not None:
-            mirrored = flipped[indices].to(device, non_blocking=True)[:, None, None, None]
+        if plan is not None:
+            mirrored = plan.flipped[indices].to(device, non_blocking=True)[:, None, None, None]
             pixels = torch.where(mirrored, pixels.flip(2), pixels)
         source, target, eye_mask = to_images(pixels)
+        if plan is not None and plan.ways is not None:
+            source, target, eye_mask = vary_batch(source, target, eye_mask, plan.ways[indices].to(device))
         layout = torch.channels_last  # the convolutions' own on a CPU: a step takes half the time
         yield source.contiguous(memory_format=layout), target.contiguous(memory_format=layout), eye_mask
 
@@ -370,7 +383,7 @@ def load_model(path: str | Path) -> TinyBeauty:
     Raises:
         UserError: the file is missing, damaged, or no TinyBeauty network of this version.
     """
-    return shipping.load_network(path, TinyBeauty())
+    return shipping.load_network(path, lambda architecture: TinyBeauty(architecture["up_groups"]))
 
 
 # --- A run's state ------------------------------------------------------------------------------------
@@ -397,13 +410,14 @@ class Run:
         self.average_norms = [part for part in self.average.modules() if isinstance(part, nn.BatchNorm2d)]
         self.criterion = MakeupLoss(**config.model_dump(include=LOSS_WEIGHTS)).to(device)
         self.optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate, fused=True)
-        plateau = {"factor": config.lr_factor, "patience": config.lr_patience}
-        self.scheduler = ReduceLROnPlateau(self.optimizer, **plateau)
+        self.scheduler = ReduceLROnPlateau(self.optimizer, "min", config.lr_factor, config.lr_patience)
         self.progress = Progress()
+        self.steps = 1  # of all epochs; `train` knows
 
     def learning_rate(self, step: int) -> float:
-        """Return Adam's learning rate in a step, 1 for the first: a warm-up, then drops at plateaus."""
-        rate = self.config.learning_rate * self.config.lr_factor**self.progress.drops
+        """Return Adam's learning rate in a step, 1 for the first: warm-up, then drops or a line."""
+        left = max(0.0, 1 - (step - 1) / self.steps) if self.config.lr_schedule == "linear" else 1.0
+        rate = self.config.learning_rate * left * self.config.lr_factor**self.progress.drops
         if step < self.config.warmup_steps:
             rate = rate * step / self.config.warmup_steps
         return rate
@@ -436,13 +450,14 @@ class Run:
         """Drop the learning rate from the next step on where `val_loss` has stalled; not in a warm-up."""
         group = self.optimizer.param_groups[0]  # where the scheduler lowers its rate, a drop is due
         before = group["lr"]
-        if self.progress.global_step >= self.config.warmup_steps:
+        if self.progress.global_step >= self.config.warmup_steps and self.config.lr_schedule == "plateau":
             self.scheduler.step(val_loss)
         self.progress.drops += group["lr"] < before
 
     def state(self) -> dict[str, Any]:
         """Return all that a resume needs, but for the settings and the pairs."""
         return {
+            "architecture": self.model.architecture,
             "model": self.model.state_dict(),
             "average": self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -480,20 +495,17 @@ def train_one_epoch(
     """
     config, progress, team = run.config, run.progress, run.team
     run.model.train()
-    # Order and flips depend on (seed, epoch) alone: a run that is continued sees what it would have seen.
     progress.order_seed = progress.order_seed if progress.pairs_done else config.seed
-    generator = torch.Generator().manual_seed(progress.order_seed * 1_000_003 + epoch)
-    order = torch.randperm(len(pairs), generator=generator)
-    flipped = torch.rand(len(pairs), generator=generator) < (0.5 if config.flip else 0.0)
+    plan = plan_epoch(len(pairs), config, progress.order_seed, epoch)
     so_far = progress.sums if team.leads else {}  # they are the team's
     sums = {name: torch.tensor(so_far.get(name, 0.0), device=run.device) for name in LOSSES}
     first, start = progress.pairs_done, time.perf_counter()
     shown = start
-    batches = order[first:].split(config.batch_size) if first < len(pairs) else ()
+    batches = plan.order[first:].split(config.batch_size) if first < len(plan.order) else ()
     shares = [batch[team.rank :: team.size] for batch in batches]
     # Where a batch has fewer pairs than there are processes, some look at its first one, for nothing.
     seen = [share if len(share) else batch[:1] for share, batch in zip(shares, batches, strict=True)]
-    loaded = load_batches(pairs, seen, run.device, flipped)
+    loaded = load_batches(pairs, seen, run.device, plan)
     for batch, share, (source, target, eye_mask) in zip(batches, shares, loaded, strict=True):
         # The team's mean of these is the mean over the batch, however it is divided.
         losses = run.step(source, target, eye_mask, weight=len(share) * team.size / len(batch))
@@ -523,7 +535,8 @@ def train_one_epoch(
 def measure(run: Run, val_set: MakeupPairs, epoch: int) -> tuple[TinyBeauty, dict[str, float], bytes]:
     """Return the averaged network as read back from int8, its `val/...` scores and the bytes that ship."""
     packed = shipping.pack(run.average)
-    network = shipping.unpack(packed, TinyBeauty()).to(run.device, memory_format=torch.channels_last)
+    network = shipping.unpack(packed, TinyBeauty(run.model.architecture["up_groups"]))
+    network = network.to(run.device, memory_format=torch.channels_last)
     scores = evaluate(network, val_set, run.criterion, run.device) if run.team.leads else {}
     scores = run.team.broadcast(scores)
     return network, scores, shipping.to_bytes(packed | {"epoch": epoch, "metrics": scores})
@@ -561,8 +574,7 @@ def resume_run(run: Run, checksums: dict[str, int], output: OutputDir) -> None:
     Raises:
         UserError: its state is damaged, or a setting or the pairs do not allow to go on.
     """
-    fixed = ("image_size", "val_fraction", "person_pattern")
-    state, before = runs.read_state(output.path, run.config, fixed, checksums)
+    state, before = runs.read_state(output.path, run.config, runs.FIXED, checksums)
     with shipping.name_damaged(output.path / runs.STATE_FILE):
         run.restore(state, before)
     run.progress.forget_missing(output.path)
@@ -586,7 +598,7 @@ def train_epochs(
         if team.leads and runs.read_epoch(output.path / FINAL) != progress.epoch:
             write_epoch(run, network, shipped, [], val_set, output)
     first, started = progress.epoch + 1, time.perf_counter()
-    total = (config.epochs - progress.epoch) * math.ceil(len(train_set) / config.batch_size)
+    total = run.steps // config.epochs * (config.epochs - progress.epoch)
     total -= math.ceil(progress.pairs_done / config.batch_size)
     hidden = None if team.leads else True  # None: only where nobody would see it
     with StopRequest() as stop, tqdm(total=total, unit="step", disable=hidden, leave=False) as bar:
@@ -628,22 +640,14 @@ def load_data(config: Config) -> tuple[MakeupPairs, MakeupPairs]:
     how = (config.skip_bad_pairs, config.val_fraction, config.person_pattern)
     train_pairs, val_pairs, cache = read_pairs(data_dir, config.image_size, config.cache_dir, *how)
     train_set, val_set = MakeupPairs(train_pairs, cache), MakeupPairs(val_pairs, cache)
-    masks = int(train_set.has_mask.sum() + val_set.has_mask.sum())
-    variants = count_variants(train_set.stems)
-    print(reporting.describe_data(config.data_dir, len(train_set), len(val_set), masks, variants))
+    held_out = val_set.has_mask if config.val_fraction else val_set.has_mask[:0]
+    print(reporting.describe_data(data_dir, train_set.has_mask, held_out, count_variants(train_set.stems)))
     print(f"          decoded into {cache.folder or 'memory'}, {cache.pixels.nbytes / 1e6:,.0f} MB")
     return train_set, val_set
 
 
 def train(config: Config, resume: bool, overwrite: bool, team: Team, tracker: Tracker) -> None:
-    """Train as configured and write everything into `output_dir`.
-
-    Args:
-        config: the settings.
-        resume: go on with the run in `output_dir`.
-        overwrite: delete the run in `output_dir` and start anew.
-        team: the processes that train together.
-        tracker: one that has not begun; the caller ends it.
+    """Train as configured, writing into `output_dir`; there `resume` goes on, `overwrite` deletes a run.
 
     Raises:
         UserError: the data, the device or the output folder are not usable, or the loss is not finite.
@@ -656,16 +660,21 @@ def train(config: Config, resume: bool, overwrite: bool, team: Team, tracker: Tr
             train_set, val_set = load_data(config)
         train_set.move_to(device)
         torch.manual_seed(config.seed)
-        run = Run(config, TinyBeauty(), device, dtype, team)
+        model = TinyBeauty(runs.read_up_groups(output.path)) if resume else TinyBeauty()
+        if config.start_from and resume:  # the state has the weights
+            model.fold_().requires_grad_(True)
+        elif config.start_from:
+            seen = load_batches(train_set, starting.choose_batches(len(train_set)), torch.device("cpu"))
+            model, config = starting.begin(config, LOOKS, load_model, list(seen))
+        run = Run(config, model, device, dtype, team)
+        run.steps = config.epochs * math.ceil(len(train_set) * config.repeats / config.batch_size)
         if resume:
             resume_run(run, train_set.checksums | val_set.checksums, output)
-        parameters = count_parameters(run.model)
-        multiply_adds = count_multiply_adds(run.model, config.image_size) / 1e6
-        print(f"model     {parameters:,} parameters, {multiply_adds:,.0f} million multiply-adds an image")
-        facts = config.model_dump() | {"model/parameters": parameters}
+        print(reporting.describe_model(run.model, config.image_size))
+        facts = config.model_dump() | {"model/parameters": count_parameters(run.model)}
         run.progress.wandb_id = tracker.start(facts, run.progress.wandb_id, team.leads)
         print(f"tracking  {tracker.describe()}")
-        print("psnr is on people held out, in brackets the gain over leaving faces as they are", flush=True)
+        print(reporting.describe_psnr(config.val_fraction), flush=True)
         train_epochs(run, train_set, val_set, output, tracker)
         if team.leads:
             tracker.log_files(reporting.print_summary(output.path, config.max_model_bytes, run.progress))
@@ -683,6 +692,7 @@ def run_training(argv: list[str], tracker: Tracker) -> None:
         raise UserError("--resume goes on with a run, --overwrite deletes it: give one of them")
     config, flags.resume, argv = runs.settle_trial(trial.folder, config, flags.resume, argv)
     with runs.say_how_to_go_on(argv), devices.join_team() as team, tracker:
+        config = starting.settle(config, flags, trial.values, LOOKS)
         train(config, flags.resume, flags.overwrite, team, tracker)
 
 

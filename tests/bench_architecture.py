@@ -33,7 +33,7 @@ import tinybeauty_training as program
 from tinybeauty import devices, settings, shipping
 from tinybeauty.devices import ALONE
 from tinybeauty.errors import Parser, UserError, run_command
-from tinybeauty.layers import ConvNormReLU, Upsample, count_multiply_adds, count_parameters, separable
+from tinybeauty.layers import ConvNormReLU, count_multiply_adds, count_parameters, separable
 from tinybeauty.runs import StopRequest
 from tinybeauty_training import TinyBeauty
 
@@ -54,15 +54,6 @@ class Concatenated(nn.Module):
         return self.block(torch.cat([features, skip], 1))
 
 
-def set_groups(model: TinyBeauty, *groups: int) -> TinyBeauty:
-    """Give up3, up2 and up1 other groups."""
-    model.up3, model.up2, model.up1 = (
-        Upsample(channels, channels // 2, group)
-        for channels, group in zip((128, 64, 32), groups, strict=True)
-    )
-    return model
-
-
 def set_bottleneck(model: TinyBeauty, *kernel_sizes: int) -> TinyBeauty:
     """Give the bottleneck layers of these kernel sizes."""
     channels = [64] + [128] * len(kernel_sizes)
@@ -77,7 +68,7 @@ def set_bottleneck(model: TinyBeauty, *kernel_sizes: int) -> TinyBeauty:
 
 def make_first_trial() -> TinyBeauty:
     """Return the network of the first trial: 3x3 everywhere, full ConvTranspose2d, concatenated skips."""
-    model = set_groups(set_bottleneck(TinyBeauty(), 3, 3), 1, 1, 1)
+    model = set_bottleneck(TinyBeauty(1), 3, 3)
     model.dec3, model.dec2, model.dec1 = Concatenated(128, 64), Concatenated(64, 32), Concatenated(32, 16)
     return model
 
@@ -228,10 +219,9 @@ class PaperNet(nn.Module):
     That number comes out if only the InstanceNorms after the two strided convolutions have weights.
     """
 
-    ARCHITECTURE = TinyBeauty.ARCHITECTURE  # as many bytes of description as all the others have
-
     def __init__(self, channels: int = 24) -> None:
         super().__init__()
+        self.architecture = TinyBeauty().architecture  # as many bytes of description as all the others have
 
         def block(conv: nn.Conv2d, affine: bool = False) -> nn.Sequential:
             return nn.Sequential(conv, nn.InstanceNorm2d(channels, affine=affine), nn.ReLU(inplace=True))
@@ -267,8 +257,8 @@ CANDIDATES: dict[str, Callable[[], nn.Module]] = {
     "bottleneck 3x3, three layers": lambda: set_bottleneck(TinyBeauty(), 3, 3, 3),
     "bottleneck 5x5, three layers": lambda: set_bottleneck(TinyBeauty(), 5, 5, 5),
     "bottleneck 7x7, two layers": lambda: set_bottleneck(TinyBeauty(), 7, 7),
-    "full ConvTranspose2d, 7x7, two layers": lambda: set_groups(set_bottleneck(TinyBeauty(), 7, 7), 1, 1, 1),
-    "depthwise ConvTranspose2d": lambda: set_groups(TinyBeauty(), 64, 32, 16),
+    "full ConvTranspose2d, 7x7, two layers": lambda: set_bottleneck(TinyBeauty(1), 7, 7),
+    "ConvTranspose2d in four groups": lambda: TinyBeauty(4),
     "two convolutions a level": lambda: use_two_a_level(TinyBeauty()),
     "no BatchNorm": lambda: drop_norm(TinyBeauty()),
     "ReLU6": lambda: replace_activation(TinyBeauty(), nn.ReLU6),

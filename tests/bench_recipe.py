@@ -45,9 +45,9 @@ def move_batches(load_batches) -> object:
     """Return a load_batches that moves source, target and mask of a training batch alike, by a little."""
     move = v2.RandomAffine(5, (0.04, 0.04), (0.95, 1.05), interpolation=v2.InterpolationMode.BILINEAR)
 
-    def load(pairs, batches, device, flipped=None) -> Iterator[tuple[Tensor, ...]]:
-        for batch in load_batches(pairs, batches, device, flipped):
-            if flipped is not None:  # training
+    def load(pairs, batches, device, plan=None) -> Iterator[tuple[Tensor, ...]]:
+        for batch in load_batches(pairs, batches, device, plan):
+            if plan is not None:  # training
                 source, target, eye_mask = move(torch.cat(batch, 1)).split((3, 3, 1), 1)
                 layout = torch.channels_last
                 batch = (

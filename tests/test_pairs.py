@@ -218,6 +218,13 @@ def test_variants_are_on_their_originals_side_and_never_validated_on():
     assert count_variants([pair.stem for pair in train]) == 3 * len(alone_train)
 
 
+def test_where_nobody_is_held_out_all_are_trained_on_and_originals_validated_with():
+    pairs = make_pairs(["anna", "anna~v2", "bea", "bea~v2"])
+    train, val = split_pairs(pairs, 0, EVERYONE)
+    assert train == pairs
+    assert [pair.stem for pair in val] == ["anna", "bea"]
+
+
 def test_a_variants_name_without_its_original_is_a_person():
     stems = ["a", "b", "c~v2", "d~v2", "d~v2~v3", "e~2", "~v2"]
     assert count_variants(stems) == 1

@@ -73,6 +73,7 @@ SMALLER = {
     "data/draw_scene.py": ["--width", "800"],
     "tinybeauty_apply.py": [],
     "tests/bench_architecture.py": ["--only", "this one", *FEW],
+    "tests/bench_handful.py": ["--counts", "3", "--test", "1", "--image_size", "64", "--no-scratch"],
     "tests/bench_recipe.py": FEW,
     "tests/bench_start.py": FEW,
     "tests/bench_training.py": ["--pairs", "150", "--image_size", "32", "--goal", "1"],

@@ -39,7 +39,8 @@ def test_only_a_drop_of_the_learning_rate_is_said():
 
 @pytest.mark.parametrize(("masks", "told"), [(4000, False), (3999, True), (0, True)])
 def test_pairs_without_masks_are_counted(masks, told):
-    text = describe_data("faces", 3600, 400, masks)
+    has_mask = torch.arange(4000) < masks
+    text = describe_data("faces", has_mask[:3600], has_mask[3600:])
     assert "4,000 pairs in faces: 3,600 for training, 400 held out" in text
     assert f"{masks:,} eye masks" in text
     assert ("have none" in text) == told

@@ -366,11 +366,12 @@ def read_pairs(
         problems += [describe_broken(broken)] if broken else []
     if problems:
         raise UserError(join_problems(problems, data_dir))
-    used = sorted(parts[0] + parts[1])  # not the variants of people held out
+    used = sorted({*parts[0], *parts[1]})  # not the variants of people held out
     cache = decode_pairs(used, image_size, folder, skip_bad)
     train, val = ([pair.stem for pair in part if pair.stem in cache.pairs] for part in parts)
     if not (train and val):
         raise UserError("without the pairs that cannot be read, none are left to train on or validate with")
-    for line in describe_oddities({stem: entry.signs for stem, entry in cache.pairs.items()}, train, val):
+    signs = {stem: entry.signs for stem, entry in cache.pairs.items()}
+    for line in describe_oddities(signs, train, val if val_fraction else []):
         print(f"data looks odd: {line}")
     return *parts, cache

@@ -29,10 +29,16 @@ class Depthwise(nn.Conv2d):
 
 
 class Upsample(nn.ConvTranspose2d):
-    """A 2x2 transposed convolution in groups, that doubles the size."""
+    """A 2x2 transposed convolution that doubles the size, in as many groups as it has channels to give.
 
-    def __init__(self, in_channels: int, out_channels: int, groups: int = 4) -> None:
-        super().__init__(in_channels, out_channels, 2, stride=2, groups=groups)
+    Args:
+        in_channels: a multiple of `out_channels`.
+        out_channels: each is made of neighbours among the channels that come in, and of no others.
+        groups: fewer of them mix more channels; 1 mixes all.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, groups: int | None = None) -> None:
+        super().__init__(in_channels, out_channels, 2, stride=2, groups=groups or out_channels)
 
     def forward(self, features: Tensor) -> Tensor:
         """Return (B, C_out, 2H, 2W)."""
@@ -85,6 +91,8 @@ class ConvNormReLU(nn.Module):
 
     def fold_(self) -> None:
         """Put the BatchNorm into the last convolutions: the same function, one layer less on a phone."""
+        if isinstance(self.norm, nn.Identity):  # it is there already
+            return
         for branch in self.branches:
             branch[-1] = fuse_conv_bn_eval(branch[-1].eval(), self.norm.eval())
         for branch in self.branches[1:]:

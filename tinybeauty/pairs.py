@@ -162,11 +162,15 @@ def split_pairs(pairs: list[Pair], val_fraction: float, person_pattern: str) -> 
     those of a run without variants. No person is on both sides, and adding or removing a pair moves no other
     pair: who is held out depends on the name alone. So the share is `val_fraction` on the average, not to
     the pair. Where the hash leaves a side empty (a handful of people), the person nearest to it goes there.
+    With a `val_fraction` of 0 nobody is held out: all pairs are on one side, their originals on the other.
 
     Raises:
         UserError: there are fewer than two people, or the pattern does not match a stem.
     """
     people = find_people([pair.stem for pair in pairs], person_pattern)
+    stems = set(people)
+    if not val_fraction:
+        return pairs, [pair for pair in pairs if find_original(pair.stem, stems) == pair.stem]
     ranks = {
         person: int(hashlib.sha256(person.encode()).hexdigest()[:15], 16) / 16**15
         for person in people.values()
@@ -179,7 +183,6 @@ def split_pairs(pairs: list[Pair], val_fraction: float, person_pattern: str) -> 
     by_rank = sorted(ranks, key=ranks.get)
     held_out = {person for person in ranks if ranks[person] < val_fraction} | {by_rank[0]}
     held_out -= {by_rank[-1]}
-    stems = set(people)
     train = [pair for pair in pairs if people[pair.stem] not in held_out]
     val = [pair for pair in pairs if people[pair.stem] in held_out]
     return train, [pair for pair in val if find_original(pair.stem, stems) == pair.stem]

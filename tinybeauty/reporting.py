@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from tinybeauty.layers import count_multiply_adds, count_parameters
 from tinybeauty.progress import NETWORKS, Progress
 from tinybeauty.runs import STATE_FILE
 from tinybeauty.shipping import MODEL_FORMAT, load_content
@@ -81,12 +82,25 @@ def describe_drop(before: float, now: float) -> str:
     return f"\n          val/loss has not improved for too long: learning rate {before:g} -> {now:g}"
 
 
-def describe_data(data_dir: str, train: int, held_out: int, masks: int, variants: int = 0) -> str:
-    """Return what is printed of the pairs, given as numbers of pairs, of eye masks and of variants."""
-    count = train + held_out
+def describe_model(model: nn.Module, image_size: int) -> str:
+    """Return what is printed of the network before it is trained."""
+    multiply_adds = count_multiply_adds(model, image_size) / 1e6
+    parameters = count_parameters(model)
+    return f"model     {parameters:,} parameters, {multiply_adds:,.0f} million multiply-adds an image"
+
+
+def describe_psnr(val_fraction: float) -> str:
+    """Return what the figures of a run mean; where nobody is held out they are no measure of other faces."""
+    whose = "people held out" if val_fraction else "what is trained on (no measure of other faces)"
+    return f"psnr is on {whose}, in brackets the gain over leaving faces as they are"
+
+
+def describe_data(data_dir: str | Path, train: Tensor, held_out: Tensor, variants: int = 0) -> str:
+    """Return what is printed of the pairs: which have an eye mask, (N,) bool each, how many are variants."""
+    count, masks = len(train) + len(held_out), int(train.sum() + held_out.sum())
     of_them = f" ({variants:,} of them variants; validation is on originals)" if variants else ""
-    text = f"data      {count:,} pairs in {data_dir}: {train:,} for training{of_them}, "
-    text += f"{held_out:,} held out, {masks:,} eye masks"
+    text = f"data      {count:,} pairs in {data_dir}: {len(train):,} for training{of_them}, "
+    text += f"{len(held_out):,} held out, {masks:,} eye masks"
     if masks < count:
         text += f"\n          {count - masks:,} have none: there the eyeliner loss looks at the whole image"
     return text

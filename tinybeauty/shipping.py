@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -54,9 +54,9 @@ def round_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class Shippable(Protocol):
-    """A network that can be folded, and says how it is built."""
+    """A network that can be folded, and says how it is built, in plain numbers, lists and dictionaries."""
 
-    ARCHITECTURE: Mapping[str, Any]
+    architecture: Mapping[str, Any]
 
     def fold_(self) -> nn.Module:
         """Fold every BatchNorm into its convolution."""
@@ -78,7 +78,7 @@ def pack(model: Shippable) -> dict[str, Any]:
     return {
         "format": MODEL_FORMAT,
         "version": FORMAT_VERSION,
-        "architecture": dict(model.ARCHITECTURE),
+        "architecture": dict(model.architecture),
         "weights": torch.cat(weights),
         "scales": torch.cat(scales),
         "biases": torch.cat(biases),
@@ -91,6 +91,8 @@ def unpack(packed: dict[str, Any], model: Shippable) -> nn.Module:
     Raises:
         ValueError: they do not fit.
     """
+    if packed["architecture"] != model.architecture:
+        raise ValueError(f"it is another network: {packed['architecture']}")
     folded = model.fold_()
     needed = {"weights": 0, "scales": 0, "biases": 0}
     for weight, bias in list_weights(folded):
@@ -145,12 +147,16 @@ def name_damaged(path: str | Path) -> Iterator[None]:
         raise UserError(f"{path} is damaged: {one_line(error)}") from None
 
 
-def load_network(path: str | Path, model: Shippable) -> nn.Module:
-    """Return the model, folded and filled with the weights of a `.pt` file, in float32 and eval mode.
+def load_network(path: str | Path, build: Callable[[Mapping[str, Any]], Shippable]) -> nn.Module:
+    """Return the network of a `.pt` file, folded, in float32 and eval mode.
+
+    Args:
+        path: the file.
+        build: returns the network of an `architecture`, with any weights.
 
     Raises:
         UserError: the file is missing, damaged, or of another network.
     """
     packed = load_content(path, MODEL_FORMAT)
     with name_damaged(path):
-        return unpack(packed, model)
+        return unpack(packed, build(packed["architecture"]))

@@ -1,0 +1,170 @@
+"""A run that begins from a look: its last layer fitted, settings chosen, what is refused, a resume."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from conftest import read_rows
+from stress_resume import read_result
+from test_resume import signal_at  # noqa: F401  a fixture
+
+from tinybeauty import starting
+from tinybeauty.runs import STATE_FILE as STATE
+from tinybeauty_training import LOOKS, load_model
+
+SMALL = ["--image_size", "64", "--device", "cpu", "--precision", "float32"]
+
+
+@pytest.fixture(scope="module")
+def handful(demo, tmp_path_factory) -> Path:
+    """Six pairs."""
+    folder = tmp_path_factory.mktemp("handful") / "pairs"
+    for kind in ("source", "target", "eye_mask"):
+        (folder / kind).mkdir(parents=True)
+        for path in sorted((demo / kind).iterdir())[:6]:
+            shutil.copy(path, folder / kind)
+    return folder
+
+
+@pytest.fixture
+def start(handful, tmp_path, call_main):
+    """Return a function that trains on the handful: (stdout, the settings it wrote)."""
+
+    def run(*flags: object, out: str = "out") -> tuple[str, dict]:
+        argv = ["--data_dir", handful, "--output_dir", tmp_path / out, *SMALL, *flags]
+        code, stdout, stderr = call_main(*argv)
+        assert code == 0, stderr
+        return stdout, yaml.safe_load((tmp_path / out / "config.yaml").read_text())
+
+    return run
+
+
+def make_batches(network: torch.nn.Module) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """Return batches whose targets a network has made."""
+    torch.manual_seed(0)
+    sources = [torch.rand(2, 3, 64, 64) for _ in range(2)]
+    with torch.no_grad():
+        return [(source, source + network(source), torch.ones(2, 1, 64, 64)) for source in sources]
+
+
+def test_the_last_layer_is_found_again():
+    truth, other = (load_model(LOOKS / "evening.pt") for _ in range(2))
+    batches = make_batches(truth)
+    with torch.no_grad():
+        other.out.weight.mul_(-0.5).add_(0.1)
+        other.out.bias.add_(0.2)
+    assert starting.refit_(other, batches) > 30
+    for source, target, _ in batches:
+        torch.testing.assert_close(source + other(source), target, atol=1e-2, rtol=0)
+
+
+def test_the_gain_of_a_fit_is_that_of_the_network():
+    network = load_model(LOOKS / "natural.pt")
+    batches = make_batches(load_model(LOOKS / "bold.pt"))
+    told = starting.refit_(network, batches)
+    source, target, _ = (torch.cat(parts) for parts in zip(*batches, strict=True))
+    with torch.no_grad():
+        error = (source + network(source) - target).square().mean()
+    gain = 10 * ((source - target).square().mean() / error).log10()
+    assert told == pytest.approx(gain.item(), abs=1e-3)
+
+
+def test_a_run_begins_with_the_look_fitted(start, handful):
+    """At a rate at which nothing is learned the first network is the look with its last layer fitted."""
+    frozen = ["--learning_rate", 1e-12, "--epochs", 1, "--repeats", 1, "--val_fraction", 0]
+    fitted = start("--start_from", "evening", *frozen)[0]
+    told = float(fitted.split("evening.pt; gain")[1].split("evening ")[1].split(" dB")[0])
+    gain = float(fitted.split("psnr ")[-1].split("(")[1].split(")")[0])
+    assert told > 0
+    assert gain == pytest.approx(told, abs=0.1)  # a mean of decibels, decibels of a mean
+
+
+def test_settings_are_chosen_said_and_written(start, tmp_path):
+    stdout, used = start("--start_from", "auto", "--repeats", 2, "--epochs", 2)
+    assert "6 people: val_fraction 0, batch_size 8, learning_rate 0.0002" in stdout
+    assert "nobody is held out" in stdout
+    assert "no measure of other faces" in stdout
+    chosen = starting.choose_settings(6, 6)
+    assert {key: used[key] for key in chosen} == chosen | {"repeats": 2, "epochs": 2}
+    tries = {
+        look: float(stdout.split(f"{look} +")[1].split(" dB")[0]) for look in ("natural", "bold", "evening")
+    }
+    assert used["start_from"] == max(tries, key=tries.get)
+    assert len(read_rows(tmp_path / "out")) == 2
+
+
+def test_what_a_person_sets_stays(start, tmp_path):
+    own = tmp_path / "my.yaml"
+    own.write_text("batch_size: 3\nseed: 5\n")
+    flags = ["--config", own, "--start_from", "bold", "--learning_rate", "2e-4", "--val_fraction", "0.3"]
+    stdout, used = start(*flags, "--epochs", 1, "--repeats", 1)
+    assert (used["batch_size"], used["learning_rate"], used["val_fraction"], used["seed"]) == (
+        3,
+        2e-4,
+        0.3,
+        5,
+    )
+    assert "people held out" in stdout
+
+
+def test_without_a_start_nothing_is_chosen(start):
+    stdout, used = start("--epochs", 1)
+    assert (used["start_from"], used["batch_size"], used["val_fraction"]) == ("", 32, 0.1)
+    assert "start  " not in stdout
+
+
+def test_the_same_settings_from_the_written_file_give_the_same_bytes(start, tmp_path):
+    flags = ["--start_from", "auto", "--vary", 1, "--epochs", 2, "--repeats", 2]
+    start(*flags)
+    shutil.copy(tmp_path / "out" / "config.yaml", tmp_path / "again.yaml")
+    start("--config", tmp_path / "again.yaml", out="again")
+    networks = [(tmp_path / name / "tinybeauty_final.pt").read_bytes() for name in ("out", "again")]
+    assert networks[0] == networks[1]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no signals to oneself there")
+@pytest.mark.parametrize("step", [1, 3])
+def test_a_stopped_run_goes_on_to_the_same_bytes(start, handful, tmp_path, call_main, signal_at, step):  # noqa: F811
+    """Two steps an epoch; with the same words, and without the look, whose weights the state has."""
+    flags = ["--start_from", "auto", "--vary", 1, "--epochs", 3, "--repeats", 2]
+    start(*flags, out="alone")
+    signal_at(signal.SIGTERM, step)
+    argv = ["--data_dir", handful, "--output_dir", tmp_path / "out", *SMALL, *flags]
+    code, _, stderr = call_main(*argv)
+    assert code == 128 + signal.SIGTERM, stderr
+    assert torch.load(tmp_path / "out" / STATE, weights_only=True)["progress"]["global_step"] == step
+    code, stdout, stderr = call_main(*argv, "--resume")
+    assert code == 0, stderr
+    assert "changed" not in stdout
+    assert read_result(tmp_path / "out") == read_result(tmp_path / "alone")
+
+
+def test_another_start_has_no_effect_on_a_run_that_has_begun(start, handful):
+    start("--start_from", "bold", "--epochs", 1, "--repeats", 1)
+    stdout, _ = start("--start_from", "evening", "--epochs", 2, "--repeats", 1, "--resume")
+    assert "start_from: 'bold' then, 'evening' now: nothing, this run has begun already" in stdout
+
+
+@pytest.mark.parametrize(
+    ("look", "said"),
+    [("evning", "did you mean evening"), ("zzz", "bold, evening, natural"), ("no.pt", "cannot read no.pt")],
+)
+def test_a_look_that_is_not_there(handful, tmp_path, one_error, look, said):
+    message = one_error("--data_dir", handful, "--output_dir", tmp_path, *SMALL, "--start_from", look)
+    assert said in message
+    assert not list(tmp_path.glob("tinybeauty*"))
+
+
+def test_a_pt_of_others(handful, tmp_path, one_error):
+    torch.save({"state_dict": {}}, tmp_path / "other.pt")
+    message = one_error(
+        "--data_dir", handful, "--output_dir", tmp_path / "out", *SMALL, "--start_from", tmp_path / "other.pt"
+    )
+    assert "other.pt is a PyTorch file, but not one of TinyBeauty's" in message
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,190 @@
+"""A training that begins from a network that ships: which one, with which settings.
+
+It trains as it ships, with the BatchNorms folded in: on a handful of pairs that is 0.3 dB better than with
+BatchNorms that compute the same at first. tests/README.md has the study.
+"""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import torch
+from pydantic import PlainValidator
+from torch import Tensor, nn
+
+from tinybeauty import runs
+from tinybeauty.errors import UserError, find_similar
+from tinybeauty.files import tidy_path
+from tinybeauty.images import list_images
+from tinybeauty.pairs import count_variants
+from tinybeauty.settings import Settings, read_yaml
+from tinybeauty.shipping import MODEL_FORMAT, RUN_FORMAT, load_content, name_damaged
+
+AUTO = "auto"
+FEW = 300  # people; with more than these the settings stay as they are
+EPOCHS = 10
+BATCH = 8
+SEEN = 64  # pairs that a start is fitted to
+NOBODY = 30  # people; of fewer nobody is held out
+
+# A look's name, the path of a .pt, auto, or nothing.
+StartFrom = Annotated[str, PlainValidator(tidy_path)]
+Batch = tuple[Tensor, Tensor, Tensor]  # source, target, eye_mask
+Config = TypeVar("Config", bound=Settings)
+
+
+# --- Which settings -----------------------------------------------------------------------------------
+def find_given(default: Settings, flags: Namespace, trial: dict[str, Any]) -> set[str]:
+    """Return the keys that a person has chosen: flags, a sweep's, and what a YAML has other than defaults.
+
+    In a YAML that a run has written all are.
+
+    Args:
+        default: the settings with their defaults.
+        flags: of the command line; those that were not typed are not in it. `config` is the YAML.
+        trial: what a sweep wants to try.
+    """
+    typed = vars(flags).keys() & type(default).model_fields.keys()
+    chosen = read_yaml(flags.config)
+    if not runs.is_ours(flags.config):
+        checked = type(default)(**chosen)
+        chosen = [key for key in chosen if getattr(checked, key) != getattr(default, key)]
+    return {*typed, *trial, *chosen}
+
+
+def choose_settings(people: int, pairs: int) -> dict[str, Any]:
+    """Return the settings for a start with so few people, of whom there are so many pairs with variants.
+
+    What ends the run before it learns these faces by heart is its number of steps, the rate falling to 0:
+    of a handful nobody can be spared to watch over it.
+    """
+    steps = 120 if people < NOBODY else 300
+    return {
+        "val_fraction": 0.0 if people < NOBODY else 0.1,
+        "repeats": max(1, round(steps * BATCH / (pairs * EPOCHS))),
+        "epochs": EPOCHS,
+        "batch_size": BATCH,
+        "learning_rate": 2e-4 if people < 15 else 5e-4,
+        "lr_schedule": "linear",
+        "psnr_weight": 1e-3,
+    }
+
+
+def settle(config: Config, flags: Namespace, trial: dict[str, Any], looks: Path) -> Config:
+    """Return the settings of a run that begins from a look: what nobody has chosen fits the few pairs.
+
+    A run that goes on keeps what was chosen for it.
+
+    Raises:
+        UserError: the state of the run to go on with is damaged, or the look is missing or damaged.
+    """
+    path, resume = Path(config.output_dir) / runs.STATE_FILE, flags.resume
+    if not config.start_from or (resume and not path.is_file()):  # the second is said later
+        return config
+    if not resume and config.start_from != AUTO:
+        load_content(find_start(config.start_from, looks), MODEL_FORMAT)  # before the pairs are decoded
+    folder = Path(config.data_dir) / "source"
+    stems = list(list_images(folder, [])) if folder.is_dir() else []  # what is wrong is said later
+    people = len(stems) - count_variants(stems)
+    chosen = choose_settings(people, len(stems)) if 0 < people <= FEW else {}
+    if resume:
+        with name_damaged(path):
+            before = type(config)().model_dump() | load_content(path, RUN_FORMAT)["config"]
+        chosen = {key: before[key] for key in choose_settings(1, 1)}
+    given = find_given(type(config)(), flags, trial)
+    chosen = {key: value for key, value in chosen.items() if key not in given}
+    if resume and config.start_from == AUTO:
+        chosen["start_from"] = before["start_from"]
+    if chosen and not resume:
+        told = ", ".join(f"{key} {value:g}" for key, value in chosen.items() if not isinstance(value, str))
+        print(f"start     {people} people: {told}, the rate falling to 0, where nothing else is set")
+    if chosen.get("val_fraction") == 0.0 and not resume:
+        print("          all pairs are trained on: of so few people nobody is held out")
+    return config.model_copy(update=chosen)
+
+
+# --- Which network ------------------------------------------------------------------------------------
+def find_start(look: str, folder: Path) -> Path:
+    """Return the file of a look, given by its name in a folder or by its path.
+
+    Raises:
+        UserError: there is no look of this name.
+    """
+    if look.endswith(".pt") or Path(look).is_file():
+        return Path(look)
+    known = sorted(path.stem for path in folder.glob("*.pt"))
+    if look not in known:
+        similar = find_similar(look, [*known, AUTO])
+        hint = f", did you mean {similar}? There are" if similar else "; there are"
+        there = f"{hint} {', '.join(known)}, auto, or give the path of a .pt"
+        raise UserError(f"start_from: there is no look {look!r}{there}")
+    return folder / f"{look}.pt"
+
+
+@torch.no_grad()
+def refit_(folded: nn.Module, batches: Iterable[Batch]) -> float:
+    """Fit the last layer, a 1x1 convolution, to some pairs by least squares, in place.
+
+    Args:
+        folded: the network, in eval mode; its last layer is `out`.
+        batches: (source, target, eye_mask) each.
+
+    Returns:
+        the gain over doing nothing on these pairs, in dB, of the error's mean over all of them.
+    """
+    seen: list[Tensor] = []
+    hook = folded.out.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
+    products, sums, energy, pixels = 0.0, 0.0, 0.0, 0
+    for source, target, _ in batches:
+        folded(source)
+        features = seen.pop().movedim(1, -1).flatten(0, 2).double()
+        features = torch.cat([features, torch.ones_like(features[:, :1])], 1)  # (pixels, C + 1): the bias
+        wanted = (target - source).movedim(1, -1).flatten(0, 2).double()  # (pixels, 3)
+        products, sums = products + features.T @ features, sums + features.T @ wanted
+        energy, pixels = energy + wanted.square().sum(), pixels + len(wanted)
+    hook.remove()
+    before = torch.cat([folded.out.weight.flatten(1), folded.out.bias[:, None]], 1).double().T  # (C + 1, 3)
+    # A little ridge around what is there: features that are never seen keep their weights.
+    ridge = 1e-6 * pixels * torch.eye(len(products), dtype=products.dtype, device=products.device)
+    fitted = torch.linalg.solve(products + ridge, sums + ridge @ before)
+    folded.out.weight.copy_(fitted[:-1].T[:, :, None, None])
+    folded.out.bias.copy_(fitted[-1])
+    error = energy - 2 * (fitted * sums).sum() + (fitted * (products @ fitted)).sum()
+    return (10 * (energy / error.clamp_min(1e-9)).log10()).item()
+
+
+def choose_batches(count: int) -> Sequence[Tensor]:
+    """Return the numbers of the pairs that a start is fitted to, (B,) each: 64 from all over, or all."""
+    return torch.linspace(0, count - 1, min(count, SEEN)).round().long().split(BATCH)
+
+
+def begin(
+    config: Config, looks: Path, load: Callable[[Path], nn.Module], seen: list[Batch]
+) -> tuple[nn.Module, Config]:
+    """Return the network that `start_from` says, its last layer fitted to the pairs; say how well it fits.
+
+    Args:
+        config: has `start_from`; `auto` is the look of those that ship that fits best.
+        looks: the folder of those that ship.
+        load: returns the network of a `.pt`, folded, on the CPU.
+        seen: (source, target, eye_mask) of some pairs, on the CPU.
+
+    Returns:
+        the network, and the settings with the name of the look in place of `auto`.
+
+    Raises:
+        UserError: the look is missing or damaged.
+    """
+    is_auto = config.start_from == AUTO
+    tried = []
+    for path in sorted(looks.glob("*.pt")) if is_auto else [find_start(config.start_from, looks)]:
+        model = load(path)
+        tried.append((refit_(model, seen), path, model))
+    told = ", ".join(f"{path.stem} {gain:+.2f} dB" for gain, path, _ in tried)
+    _, path, model = max(tried, key=lambda one: one[0])
+    print(f"start     from {path}; gain on your pairs with the last layer fitted to them: {told}")
+    model.requires_grad_(True)
+    return model, config.model_copy(update={"start_from": path.stem}) if is_auto else config
