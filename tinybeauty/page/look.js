@@ -178,10 +178,11 @@ class Packer {
   }
 }
 
-/** Return how many groups an `up` layer has. */
-function findGroups(architecture, channels) {
-  const groups = architecture.has('up_groups') ? architecture.get('up_groups') : channels;
-  return Number.isInteger(groups) && groups > 0 && channels % groups === 0 ? groups : channels;
+/** Return how many groups an `up` layer has, the deepest being the first; one number for all is what earlier versions had. */
+function findGroups(architecture, order) {
+  const given = architecture.get('up_groups'), groups = Array.isArray(given) ? given[order] : given;
+  if (!Number.isInteger(groups) || groups < 1) throw new RangeError('no number of groups');
+  return groups;
 }
 
 /** Return the nodes of TinyBeauty, tensor 0 its source; tinybeauty_training.py has the network. */
@@ -197,7 +198,7 @@ function buildNetwork(packer, architecture) {
   const widest = channels[channels.length - 1];
   kernels.forEach((kernel, index) => { now = packer.separable(now, index ? widest : channels[channels.length - 2], widest, kernel); });
   for (let level = channels.length - 2; level >= 0; level--) {
-    now = packer.up(now, channels[level + 1], channels[level], findGroups(architecture, channels[level]));
+    now = packer.up(now, channels[level + 1], channels[level], findGroups(architecture, channels.length - 2 - level));
     const first = packer.separable(now, channels[level], channels[level], 3, NONE);
     now = packer.separable(skips[level], channels[level], channels[level], 3, RELU, false, first);
   }
