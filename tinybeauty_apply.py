@@ -27,10 +27,11 @@ from tqdm import tqdm
 from tinybeauty import outputs, photos, videos
 from tinybeauty.alignment import align, find_square, find_way_back
 from tinybeauty.blending import SIDE, Request, choose_faces, find_residual
-from tinybeauty.errors import LeftOut, Parser, UserError, find_similar, run_command
+from tinybeauty.errors import LeftOut, Parser, UserError, run_command
 from tinybeauty.face_models import FaceModels, fetch_face_models, load_face_models
 from tinybeauty.faces import MIN_SIDE, check_colours
 from tinybeauty.files import lock_folder, make_folder, path_flag
+from tinybeauty.looks import find_look
 from tinybeauty.photos import Photo
 from tinybeauty.workers import count_cores, run_jobs
 
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
     from tinybeauty_training import TinyBeauty
 
 VERSION = 1  # of what is put on: another number, and the same command does everything anew
-LOOKS = Path(__file__).resolve().parent / "tinybeauty_model" / "pretrained"
 FEW = 4  # photos: processes of their own take three seconds to start
 
 
@@ -212,23 +212,6 @@ def summarise(outcomes: list[Outcome], out: Path) -> str:
 
 
 # --- The command line ---------------------------------------------------------------------------------
-def find_look(look: str) -> Path:
-    """Return the file of a look: one that ships, by name, or the path of a .pt.
-
-    Raises:
-        UserError: there is none of that name.
-    """
-    path = path_flag(look)
-    if look.endswith(".pt") or path.is_file():
-        return path  # whether it is there, and a network, is said where it is loaded
-    known = sorted(path.stem for path in LOOKS.glob("*.pt"))
-    if look not in known:
-        similar = find_similar(look, known)
-        hint = f", did you mean {similar}? There are" if similar else "; there are"
-        raise UserError(f"there is no look {look!r}{hint} {', '.join(known)}, or give the path of a .pt")
-    return LOOKS / f"{look}.pt"
-
-
 def read_number(kind: type, low: float, high: float, text: str) -> float:
     """Return a number that was typed; raises argparse's error where it is none between low and high."""
     try:

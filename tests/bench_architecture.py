@@ -1,6 +1,6 @@
 """Why the network is as it is: candidates trained alike, with their bytes, speed and picture quality.
 
-    pip install onnx onnxruntime onnxscript   # for the latency
+    pip install onnxscript   # for the latency
     python tests/bench_architecture.py --data_dir PAIRS --epochs 10 --learning_rate 2e-3 --warmup_steps 50
     python tests/bench_architecture.py --data_dir PAIRS --only "this one,plain U-Net in float32"
 
@@ -316,11 +316,12 @@ def count_bytes(model: nn.Module, name: str) -> int:
 
 
 def find_latencies(names: list[str], rounds: int = 12) -> dict[str, float]:
-    """Return milliseconds an image in ONNX Runtime, or nothing where it is not installed."""
+    """Return milliseconds an image in ONNX Runtime, or nothing where a package is missing."""
     try:
         import onnxruntime
-    except ImportError:
-        print("no latency: pip install onnx onnxruntime onnxscript")
+        import onnxscript  # noqa: F401  what torch.onnx.export writes with
+    except ImportError as error:
+        print(f"no latency, {error.name} is missing: pip install {error.name}")
         return {}
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1

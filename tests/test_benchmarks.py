@@ -65,6 +65,14 @@ def test_both_systems_train_to_a_goal(run_benchmark, demo, system):
     assert result["psnr"] > 1
 
 
+def test_a_missing_package_leaves_the_latencies_out(run_benchmark, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    code, stdout, stderr = run_benchmark("bench_architecture", "--no-training", "--only", "this one")
+    assert code == 0, stderr
+    assert "no latency, onnxscript is missing" in stdout
+    assert re.search(r"^\| this one .* \| - \|$", stdout, re.MULTILINE)
+
+
 def test_candidates_that_do_not_exist_are_named(run_benchmark):
     code, _, stderr = run_benchmark("bench_architecture", "--only", "U-Net")
     assert code == 1

@@ -1,0 +1,30 @@
+"""The looks that ship, by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tinybeauty.errors import UserError, find_similar
+from tinybeauty.files import tidy_path
+
+LOOKS = Path(__file__).resolve().parents[1] / "tinybeauty_model" / "pretrained"
+
+
+def find_look(look: str) -> Path:
+    """Return the file of a look: one that ships, by name, or the path of a .pt.
+
+    Raises:
+        UserError: there is none of that name.
+    """
+    try:
+        path = Path(tidy_path(look))
+    except ValueError as error:
+        raise UserError(f"the look {error}") from None
+    if look.endswith(".pt") or path.is_file():
+        return path  # whether it is there, and a network, is said where it is loaded
+    known = sorted(path.stem for path in LOOKS.glob("*.pt"))
+    if look not in known:
+        similar = find_similar(look, known)
+        hint = f", did you mean {similar}? There are" if similar else "; there are"
+        raise UserError(f"there is no look {look!r}{hint} {', '.join(known)}, or give the path of a .pt")
+    return LOOKS / f"{look}.pt"

@@ -1,0 +1,167 @@
+"""A look as a LiteRT file that computes in integers alone, for accelerators that know nothing else.
+
+The weights are the `.pt`'s own int8 values; what is rounded besides is every value on its way, to 8 bits
+whose range is taken from faces. That costs accuracy, which the command prints.
+Source: https://ai.google.dev/edge/litert/conversion/tensorflow/quantization/quantization_spec
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from tinybeauty.files import save_bytes
+from tinybeauty.phones.flat import Scales, Writer
+from tinybeauty.phones.litert import LEVELS, SIDE, find_dilation, fuse_relu
+from tinybeauty.phones.networks import SOURCE, Network, Step, Weights, run_step, split_kernels, split_ups
+
+Array = np.ndarray
+PICTURE = (np.float32([1 / 255]), np.int64([-128]), 0)  # a byte less 128
+WIDEST = 16  # outputs of transposed convolutions that are split; the others would cost more bytes than time
+SAMPLES = 4096  # of a value on a face
+SHRINK = (1.0, 0.95, 0.9, 0.85, 0.8, 0.7, 0.6)
+STRENGTH = (np.float32([1 / 128]), np.int64([-128]), 0)  # 0, 0.5 and 1 are exact; up to 1.99
+
+
+def find_samples(steps: list[Step], faces: list[Array]) -> dict[str, Array]:
+    """Return {value: some of its numbers on these faces}."""
+    samples: dict[str, list[Array]] = {step.output: [] for step in steps}
+    with torch.inference_mode():
+        for face in faces:
+            values = {SOURCE: torch.from_numpy(face.copy()).permute(2, 0, 1)[None].float().div(255)}
+            for step in steps:
+                made = run_step(step, [values[name] for name in step.inputs], lambda value: value)
+                values[step.output] = made
+                numbers = made.flatten().numpy()
+                ends = (numbers.min(keepdims=True), numbers.max(keepdims=True))
+                samples[step.output] += [numbers[:: max(numbers.size // SAMPLES, 1)], *ends]
+    return {name: np.concatenate(parts) for name, parts in samples.items()}
+
+
+def find_scales(samples: Array) -> Scales:
+    """Return the scale and zero point with which int8 tells these numbers best; 0 is exact.
+
+    A few large numbers are cut off where that makes the mean squared error of all smaller. The scale is
+    rounded, so that the last bits of another machine's arithmetic hardly ever matter.
+    """
+    low, high = min(samples.min().item(), 0.0), max(samples.max().item(), 1e-9)
+    best, least = (1.0, 0), np.inf
+    for below in SHRINK:
+        for above in SHRINK:
+            scale = float(np.float16((high * above - low * below) / 255 * 1024)) / 1024
+            zero = round(-128 - low * below / scale)
+            levels = (samples / scale).round().clip(-128 - zero, 127 - zero)
+            error = np.square(levels * scale - samples).mean().item()
+            if error < least:
+                best, least = (scale, zero), error
+    return np.float32([best[0]]), np.int64([best[1]]), 0
+
+
+class IntegerBuilder:
+    """Turns steps into tensors and operators of int8."""
+
+    def __init__(self, network: Network, faces: list[Array]) -> None:
+        self.writer = Writer()
+        steps = split_kernels(split_ups(network.steps, WIDEST))
+        samples = find_samples(steps, faces)
+        self.steps, self.fused = fuse_relu(steps)
+        reads = {step.inputs[0]: step.output for step in steps if step.kind == "relu"}
+        self.samples = {name: samples[reads[name] if name in self.fused else name] for name in samples}
+        self.values: dict[str, int] = {}
+
+    def make(self, like: int, channels: int, scales: Scales, scale: float = 1.0) -> int:
+        """Add an int8 tensor of so many channels and `scale` times the size of another."""
+        _, height, width, _ = self.writer.tensors[like].shape
+        shape = (1, round(height * scale), round(width * scale), channels)
+        return self.writer.tensor(shape, "int8", scales=scales)
+
+    def add_convolution(
+        self, kind: str, values: Array, weights: Weights, source: int, made: int, relu: bool = False
+    ) -> int:
+        """Add a convolution with `values` in LiteRT's layout; return its output, `made`."""
+        axis = 3 if kind == "DEPTHWISE_CONV_2D" else 0
+        zeros = np.zeros(len(weights.scales), np.int64)
+        weight = self.writer.constant(values, (weights.scales, zeros, axis))
+        given = self.writer.tensors[source].scales
+        assert given is not None
+        units = (given[0].astype(np.float64) * weights.scales).astype(np.float32)
+        bias = np.zeros_like(units) if weights.bias is None else weights.bias
+        numbers = (bias / units).round().clip(-(2**30), 2**30).astype(np.int32)
+        inputs = [source, weight, self.writer.constant(numbers, (units, zeros, 0))]
+        return self.writer.operator(kind, inputs, made, relu=int(relu), **find_dilation(weights))
+
+    def add_up(self, step: Step, weights: Weights, sources: list[int], scales: Scales) -> int:
+        """Add a 2x2 transposed convolution, as in litert.py."""
+        quarters = []
+        values = weights.values.reshape(step.channels, -1, 4)
+        part = replace(
+            weights, bias=None if weights.bias is None else weights.bias / np.float32(len(sources))
+        )
+        for quarter in range(4):
+            parts = []
+            for number, source in enumerate(sources):
+                kind, rows = "CONV_2D", values[:, None, None, :, quarter]
+                if len(sources) > 1:
+                    kind, rows = "DEPTHWISE_CONV_2D", values[None, None, None, :, number, quarter]
+                made = self.make(source, step.channels, scales)
+                parts.append(self.add_convolution(kind, rows, part, source, made))
+            while len(parts) > 1:
+                total = self.make(sources[0], step.channels, scales)
+                parts = [*parts[2:], self.writer.operator("ADD", parts[:2], total)]
+            quarters += parts
+        together = self.make(sources[0], 4 * step.channels, scales)
+        self.writer.operator("CONCATENATION", quarters, together)
+        made = self.make(sources[0], step.channels, scales, 2)
+        return self.writer.operator("DEPTH_TO_SPACE", [together], made)
+
+    def add_step(self, step: Step) -> int:
+        """Add a step; return its output."""
+        inputs, weights = [self.values[name] for name in step.inputs], step.weights
+        scales, relu = find_scales(self.samples[step.output]), step.output in self.fused
+        if step.kind == "pool":  # as the input, or it would be rounded once more
+            made = self.make(inputs[0], step.channels, self.writer.tensors[inputs[0]].scales, 0.5)
+            return self.writer.operator("MAX_POOL_2D", inputs, made)
+        if step.kind == "add":
+            made = self.make(inputs[0], step.channels, scales)
+            return self.writer.operator("ADD", inputs, made, relu=int(relu))
+        if weights is None:
+            raise ValueError(f"LiteRT: a {step.kind} on its own")
+        if step.kind == "up":
+            return self.add_up(step, weights, inputs, scales)
+        deep = weights.groups == len(weights.values)
+        values = weights.values.transpose((1, 2, 3, 0) if deep else (0, 2, 3, 1))
+        kind, made = "DEPTHWISE_CONV_2D" if deep else "CONV_2D", self.make(inputs[0], step.channels, scales)
+        return self.add_convolution(kind, values, weights, inputs[0], made, relu)
+
+
+def make_integers(network: Network, faces: list[Array]) -> bytes:
+    """Return the file: `source` (1, H, W, 3) uint8 and `strength` (1,) float32 to `made_up`, uint8.
+
+    Args:
+        network: the look.
+        faces: (H, W, 3) uint8, from which the ranges are taken.
+    """
+    builder = IntegerBuilder(network, faces)
+    writer, shape = builder.writer, (1, SIDE, SIDE, 3)
+    source = writer.tensor(shape, "uint8", scales=LEVELS, name="source")
+    strength = writer.tensor((1,), name="strength")
+    picture = writer.operator("QUANTIZE", [source], writer.tensor(shape, "int8", scales=PICTURE))
+    factor = writer.operator("QUANTIZE", [strength], writer.tensor((1,), "int8", scales=STRENGTH))
+    builder.values[SOURCE] = picture
+    for step in builder.steps:
+        builder.values[step.output] = builder.add_step(step)
+    residual = builder.values[builder.steps[-1].output]
+    scales = writer.tensors[residual].scales
+    scaled = writer.operator("MUL", [residual, factor], writer.tensor(shape, "int8", scales=scales))
+    total = writer.operator("ADD", [picture, scaled], writer.tensor(shape, "int8", scales=PICTURE))
+    made_up = writer.tensor(shape, "uint8", scales=LEVELS, name="made_up")
+    writer.operator("QUANTIZE", [total], made_up)
+    return writer.to_bytes([source, strength], made_up, network.facts)
+
+
+def write_integers(network: Network, path: Path, faces: list[Array]) -> None:
+    """Write `path`, whole or not at all; raises UserError."""
+    save_bytes(path, make_integers(network, faces))

@@ -1,0 +1,164 @@
+"""Write looks as phones read them: ONNX, LiteRT, Core ML; the same numbers as the `.pt`, and checked.
+
+    python tinybeauty_export.py evening --to onnx litert coreml --out phone
+    python tinybeauty_export.py my_run/tinybeauty_best_psnr.pt --to onnx --float --out phone
+    python tinybeauty_export.py evening --to litert --full-int8 --faces my_photos/source --out phone
+
+A file takes `source`, an aligned face, and `strength`, and gives `made_up`. Before it gets its name it is
+run, and refused where it differs from the network. tinybeauty_model/README.md says how an app uses one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.util
+import sys
+import tempfile
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+import tinybeauty  # noqa: F401  before torch: it says how threads wait
+from tinybeauty.errors import Parser, UserError, readable, run_command
+from tinybeauty.files import make_folder, path_flag
+from tinybeauty.looks import find_look
+
+if TYPE_CHECKING:
+    from tinybeauty.phones.networks import Network
+
+HERE = Path(__file__).resolve().parent
+# {format: (its room, imported only when it is asked for; what its file's name ends in)}. A room has
+# write_FORMAT and, where a file can be run to be checked, open_FORMAT; PACKAGES that it needs, and RUNTIME.
+FORMATS = {
+    "onnx": ("tinybeauty.phones.onnx", ".onnx"),
+    "litert": ("tinybeauty.phones.litert", ".tflite"),
+    "coreml": ("tinybeauty.phones.coreml", ".mlpackage"),
+}
+CHECKED, CALIBRATED = 4, 16  # faces
+
+
+def find_writer(name: str) -> ModuleType:
+    """Return the room of a format; raises UserError where a package is missing."""
+    writer = importlib.import_module(FORMATS[name][0])
+    for package in writer.PACKAGES:
+        if importlib.util.find_spec(package) is None:
+            where = " (for Linux on x86-64 and macOS alone)" if package == "coremltools" else ""
+            raise UserError(f"{name} needs the package {package}{where}: pip install {package}")
+    return writer
+
+
+def write_file(network: Network, name: str, path: Path, flags: argparse.Namespace) -> None:
+    """Write one file; raises UserError."""
+    if flags.full_int8 and name == "litert":
+        from tinybeauty.phones import integers
+
+        integers.write_integers(network, path, flags.faces)
+    else:
+        getattr(find_writer(name), f"write_{name}")(network, path, flags.float)
+
+
+def check_file(name: str, network: Network, path: Path, flags: argparse.Namespace) -> str:
+    """Return what running a file shows, in words; raises UserError where it is not the network."""
+    from tinybeauty.phones.checks import check, find_limit, tell_time
+
+    writer = find_writer(name)
+    if not flags.check:
+        return "not checked"
+    if importlib.util.find_spec(writer.RUNTIME) is None:
+        return f"not checked: pip install {writer.RUNTIME.replace('_', '-')}"
+    run, limit = getattr(writer, f"open_{name}")(path, flags.float), find_limit(name, flags)
+    try:
+        words = check(network, run, flags.faces[:CHECKED], limit, not flags.float)
+    except UserError as error:
+        raise UserError(f"{name}: {error}; no file is left") from None
+    if name != "coreml" or sys.platform == "darwin":  # where it is not emulated
+        words += tell_time(network, run, flags.faces[0], path.parent)
+    return words + (writer.describe_delegates(path) if name == "litert" else "")
+
+
+def move_file(partial: Path, path: Path) -> None:
+    """Give a file or package its name; an older one is replaced; raises UserError."""
+    old = partial.with_name("old")
+    try:
+        if path.is_dir() and partial.is_dir():
+            path.rename(old)  # a folder cannot be renamed onto another
+        partial.replace(path)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}") from None
+    finally:
+        if old.is_dir() and not path.exists():
+            old.rename(path)
+
+
+def export(network: Network, name: str, flags: argparse.Namespace) -> str:
+    """Write one format of a look, whole and checked, or not at all; return a line; raises UserError."""
+    path = flags.out / f"{network.name}{FORMATS[name][1]}"
+    with tempfile.TemporaryDirectory(dir=flags.out, prefix=".partial") as folder:
+        partial = Path(folder) / path.name
+        write_file(network, name, partial, flags)
+        words = check_file(name, network, partial, flags)
+        parts = [part for part in partial.rglob("*") if part.is_file()] or [partial]
+        size = sum(part.stat().st_size for part in parts)
+        move_file(partial, path)
+    return f"{path}: {size:,} bytes, {words}"
+
+
+def find_looks(names: list[str]) -> list[Path]:
+    """Return the looks' files, each once; raises UserError where two would be written to one file."""
+    paths: dict[str, Path] = {}
+    for path in map(find_look, names):
+        other = paths.setdefault(readable(path.stem).casefold(), path)  # a Mac's disk knows no capitals
+        if other.resolve() != path.resolve():
+            raise UserError(f"{other} and {path} would be written to one file: rename one")
+    return list(paths.values())
+
+
+def parse_flags(argv: list[str]) -> argparse.Namespace:
+    """Return the command line's flags."""
+    parser = Parser(__doc__, epilog="tinybeauty_model/README.md says how an app uses the files.")
+    add = parser.add_argument
+    add("looks", nargs="+", metavar="look", help="that ships (natural, evening, bold) or the path of a .pt")
+    add("--to", nargs="+", required=True, choices=FORMATS, metavar="FORMAT", help=", ".join(FORMATS))
+    add("--out", required=True, type=path_flag, metavar="FOLDER", help="where the files go")
+    add("--float", action="store_true", help="numbers from 0 to 1 in and out instead of bytes")
+    add("--full-int8", action="store_true", help="LiteRT: compute in integers alone, at a loss of accuracy")
+    add("--faces", type=path_flag, metavar="FOLDER", help="aligned faces to check and calibrate with")
+    add("--check", action=argparse.BooleanOptionalAction, default=True, help="run what was written")
+    flags = parser.parse_args(argv)
+    if flags.full_int8 and (flags.float or "litert" not in flags.to):
+        raise UserError("--full-int8 is for --to litert, and not together with --float")
+    return flags
+
+
+def export_looks(argv: list[str]) -> None:
+    """Do what the command line asks for; raises UserError."""
+    flags = parse_flags(argv)
+    paths = find_looks(flags.looks)
+    for name in flags.to:
+        find_writer(name)  # what is missing is said before anything is made
+    from tinybeauty.phones.checks import draw_faces, read_faces
+    from tinybeauty.phones.networks import read_network
+    from tinybeauty_training import load_model
+
+    networks = [read_network(path, load_model(path), path.stem) for path in paths]
+    if flags.faces is not None:
+        flags.faces = read_faces(flags.faces, CALIBRATED)
+    elif flags.check or flags.full_int8:
+        flags.faces = draw_faces(HERE / "data" / "make_demo.py", CALIBRATED if flags.full_int8 else CHECKED)
+    try:
+        make_folder(flags.out)
+    except OSError as error:
+        raise UserError(f"cannot write to {flags.out}: {error.strerror}") from None
+    for network in networks:
+        for name in dict.fromkeys(flags.to):
+            print(export(network, name, flags), flush=True)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; return the exit code."""
+    return run_command(export_looks, argv, interrupted="stopped; no file is half-written")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
