@@ -110,18 +110,8 @@ def read_looks(looks: Sequence[str | Path]) -> list[tuple[str, bytes]]:
     return found
 
 
-def write_page(looks: Sequence[str | Path], path: str | Path, face_models: str | Path) -> int:
-    """Write a page with these looks, the first one chosen; return its size in bytes.
-
-    Args:
-        looks: .pt files; their names without suffix stand beside the swatches.
-        path: the HTML file; it is written whole or not at all.
-        face_models: the folder with MediaPipe's models, as `fetch_face_models` gives it.
-
-    Raises:
-        UserError: no look, two of one name, or one too large.
-        OSError: a file cannot be read or written.
-    """
+def list_parts(looks: Sequence[str | Path], face_models: str | Path) -> list[tuple[str, bytes]]:
+    """Return what a page holds in its one block: names and bytes; raises as `write_page`."""
     if not looks:
         raise UserError("a page needs at least one look")
     worker = "'use strict';\n" + "\n".join(read_code(name) for name in WORKER)
@@ -130,21 +120,72 @@ def write_page(looks: Sequence[str | Path], path: str | Path, face_models: str |
     parts.append(("face", (HERE / "face.jpg").read_bytes()))
     parts += [(f"look {name}", data) for name, data in read_looks(looks)]
     folder = Path(face_models)
-    parts += [(name, sort_bytes((folder / file).read_bytes())) for name, file in MODELS.items()]
+    return parts + [(name, sort_bytes((folder / file).read_bytes())) for name, file in MODELS.items()]
+
+
+def make_page(parts: Sequence[tuple[str, bytes]]) -> bytes:
+    """Return the bytes of a page that holds `list_parts`."""
     script, style = "'use strict';\n" + read_code("page.js"), read_code("page.css")
     policy = (
         f"default-src 'none'; script-src {hash_source(script)} 'wasm-unsafe-eval'; "
         f"style-src {hash_source(style)}; "
         "worker-src blob:; img-src data:; media-src mediastream:; base-uri 'none'; form-action 'none'"
     )
-    words = {
-        "policy": policy,
-        "style": style,
-        "data": make_block(parts),
-        "script": script,
-    }
+    words = {"policy": policy, "style": style, "data": make_block(parts), "script": script}
     page = (HERE / "page.html").read_text(encoding="utf-8")
     page = re.sub(r"\{\{(\w+)\}\}", lambda found: words[found[1]], page)
-    data = codecs.BOM_UTF16_LE + page.encode("utf-16-le")  # the mark outdoes what a host says about its files
-    save_bytes(Path(path), data)
-    return len(data)
+    return codecs.BOM_UTF16_LE + page.encode("utf-16-le")  # the mark outdoes what a host says about its files
+
+
+def read_parts(page: bytes) -> list[tuple[str, bytes]]:
+    """Return what a page holds, as its own code reads it.
+
+    Raises:
+        ValueError: it is damaged, or a script or a style is not the one that its policy allows.
+    """
+    text = page.decode("utf-16")
+    for source in re.findall(r"<(?:script|style)>(.*?)</(?:script|style)>", text, re.DOTALL):
+        if html.escape(hash_source(source), quote=False) not in text:
+            raise ValueError("a script or a style that the policy does not allow")
+    found = re.search(r'id="data" data-bytes="(\d+)" data-parts="(.*?)">(.*?)</script>', text, re.DOTALL)
+    if found is None:
+        raise ValueError("no data")
+    units = np.frombuffer(found[3].encode("utf-16-le"), "<u2")
+    turned = np.flatnonzero(units == ESCAPE)
+    units = units.copy()
+    units[turned + 1] ^= 0x8000
+    try:
+        data = zlib.decompress(np.delete(units, turned).tobytes()[: int(found[1])])
+    except zlib.error as error:
+        raise ValueError(str(error)) from None
+    parts, start = [], 0
+    for name, length in json.loads(html.unescape(found[2])):
+        parts.append((name, data[start : start + length]))
+        start += length
+    return parts
+
+
+def write_page(
+    looks: Sequence[str | Path], path: str | Path, face_models: str | Path, check: bool = True
+) -> int:
+    """Write a page with these looks, the first one chosen; return its size in bytes.
+
+    Args:
+        looks: .pt files; their names without suffix stand beside the swatches.
+        path: the HTML file; it is written whole or not at all.
+        face_models: the folder with MediaPipe's models, as `fetch_face_models` gives it.
+        check: read it back before it gets its name.
+
+    Raises:
+        UserError: no look, two of one name, one too large, or the file cannot be written.
+        OSError: a look or a model cannot be read.
+    """
+    parts = list_parts(looks, face_models)
+    page = make_page(parts)
+    try:
+        if check and read_parts(page) != parts:
+            raise ValueError("it holds something else")
+    except ValueError as error:
+        raise UserError(f"page: what was made is not what it should be, {error}; no file is left") from None
+    save_bytes(Path(path), page)
+    return len(page)
