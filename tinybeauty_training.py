@@ -73,7 +73,7 @@ class Config(settings.Settings):
     skip_bad_pairs: bool = Field(False, description="leave out pairs that cannot be read, do not stop")
     cache_dir: FolderOrNothing = Field("auto", description="of decoded pairs; auto: beside them; '': memory")
     flip: bool = Field(True, description="mirror half of the training pairs, another half each epoch")
-    vary: float = Field(0.0, ge=0, le=3, description="other light and crop each time: 1 usual, 0 none")
+    vary: float = Field(0.0, ge=0, le=3, description="other light and crop each time: 1 a little, 0 none")
     repeats: int = Field(1, ge=1, description="times an epoch goes through the pairs; more where few")
     # training
     start_from: starting.StartFrom = Field("", description="a look, a .pt, or auto; '': from scratch")
