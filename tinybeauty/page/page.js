@@ -4,7 +4,7 @@
 const find = (id) => document.getElementById(id);
 const SLIDERS = ['strength', 'lips', 'eyes', 'skin'];
 let worker = null, lookNow = 0, busy = true, waiting = false;  // busy: the Worker has a picture to make up; waiting: it is out of date already
-let stream = null, video = null, frameTimes = [];
+let stream = null, video = null, frameTimes = [], early = null;  // early: a file that came before the page was ready
 
 /** Say something; it goes again after a while unless it is to stay. */
 function say(text, stays = false) {
@@ -85,6 +85,7 @@ const answers = {
     document.body.dataset.ready = 'yes';
     find('save').disabled = false;
     setReady();
+    openFile(early);
   },
   thumb({index, bitmap}) {
     document.querySelectorAll('#looks canvas')[index].getContext('2d').drawImage(bitmap, 0, 0);
@@ -139,7 +140,11 @@ const answers = {
 };
 
 function openFile(file) {
-  if (!file || !document.body.dataset.ready) return;
+  if (!file) return;
+  if (!document.body.dataset.ready) {
+    early = file;
+    return;
+  }
   if (!/\.pt$/i.test(file.name)) stopCamera(false);
   busy = true;
   say('One moment …', true);
@@ -226,11 +231,13 @@ function listen() {
     event.preventDefault();
     document.body.classList.remove('dropping');
     for (const file of event.dataTransfer.files) openFile(file);
+    if (!event.dataTransfer.files.length) say('That is no file: drop a photo, or a look (.pt)');
   });
   addEventListener('paste', (event) => openFile(event.clipboardData.files[0]));
 }
 
 async function start() {
+  find('cut').remove();
   listen();
   const simd = new Uint8Array([0, 97, 115, 109, 1, 0, 0, 0, 1, 5, 1, 96, 0, 1, 123, 3, 2, 1, 0, 10, 10, 1, 8, 0, 65, 0, 253, 15, 253, 98, 11]);
   if (!self.Worker || !self.OffscreenCanvas || !self.DecompressionStream || !self.WebAssembly || !WebAssembly.validate(simd))
