@@ -1,11 +1,13 @@
-"""Write looks as phones read them: ONNX, LiteRT, Core ML; the same numbers as the `.pt`, and checked.
+"""Write looks as phones read them, ONNX, LiteRT, Core ML, or as one web page; the same numbers, checked.
 
     python tinybeauty_export.py evening --to onnx litert coreml --out phone
     python tinybeauty_export.py my_run/tinybeauty_best_psnr.pt --to onnx --float --out phone
     python tinybeauty_export.py evening --to litert --full-int8 --faces my_photos/source --out phone
+    python tinybeauty_export.py evening natural bold --to page --out look.html
 
 A file takes `source`, an aligned face, and `strength`, and gives `made_up`. Before it gets its name it is
 run, and refused where it differs from the network. tinybeauty_model/README.md says how an app uses one.
+A page finds faces itself: double-click, drop a photo on it or allow the camera; nothing leaves the machine.
 """
 
 from __future__ import annotations
@@ -104,6 +106,22 @@ def export(network: Network, name: str, flags: argparse.Namespace) -> str:
     return f"{path}: {size:,} bytes, {words}"
 
 
+def export_page(paths: list[Path], flags: argparse.Namespace) -> str:
+    """Write looks as one web page, whole or not at all; return a line about it; raises UserError."""
+    from tinybeauty.page.bundle import write_page
+
+    name = paths[0].stem if len(paths) == 1 else "looks"
+    path = flags.out if is_page(flags.out) else flags.out / f"{name}.html"
+    size = write_page(paths, path, flags.face_models, flags.check)
+    words = "read back" if flags.check else "not checked"
+    return f"{path}: {size:,} bytes, {', '.join(path.stem for path in paths)}, {words}"
+
+
+def is_page(path: Path) -> bool:
+    """Tell whether a path is to be a page, and no folder."""
+    return path.suffix.lower() in (".html", ".htm")
+
+
 def find_looks(names: list[str]) -> list[Path]:
     """Return the looks' files, each once; raises UserError where two would be written to one file."""
     paths: dict[str, Path] = {}
@@ -117,26 +135,39 @@ def find_looks(names: list[str]) -> list[Path]:
 def parse_flags(argv: list[str]) -> argparse.Namespace:
     """Return the command line's flags."""
     parser = Parser(__doc__, epilog="tinybeauty_model/README.md says how an app uses the files.")
-    add = parser.add_argument
+    add, formats = parser.add_argument, [*FORMATS, "page"]
     add("looks", nargs="+", metavar="look", help="that ships (natural, evening, bold) or the path of a .pt")
-    add("--to", nargs="+", required=True, choices=FORMATS, metavar="FORMAT", help=", ".join(FORMATS))
-    add("--out", required=True, type=path_flag, metavar="FOLDER", help="where the files go")
+    add("--to", nargs="+", required=True, choices=formats, metavar="FORMAT", help=", ".join(formats))
+    add(
+        "--out",
+        required=True,
+        type=path_flag,
+        metavar="FOLDER",
+        help="where the files go; of a page also FILE.html",
+    )
     add("--float", action="store_true", help="numbers from 0 to 1 in and out instead of bytes")
     add("--full-int8", action="store_true", help="LiteRT: compute in integers alone, at a loss of accuracy")
     add("--faces", type=path_flag, metavar="FOLDER", help="aligned faces to check and calibrate with")
+    add("--face_models", type=path_flag, metavar="FOLDER", help="a page's: default is to fetch them, once")
     add("--check", action=argparse.BooleanOptionalAction, default=True, help="run what was written")
     flags = parser.parse_args(argv)
     if flags.full_int8 and (flags.float or "litert" not in flags.to):
         raise UserError("--full-int8 is for --to litert, and not together with --float")
+    if is_page(flags.out) and flags.to != ["page"]:
+        raise UserError(f"--out {flags.out} is one file, and more are to be written: give a folder")
     return flags
 
 
 def export_looks(argv: list[str]) -> None:
     """Do what the command line asks for; raises UserError."""
     flags = parse_flags(argv)
-    paths = find_looks(flags.looks)
-    for name in flags.to:
+    paths, phones = find_looks(flags.looks), [name for name in dict.fromkeys(flags.to) if name != "page"]
+    for name in phones:
         find_writer(name)  # what is missing is said before anything is made
+    if "page" in flags.to:
+        from tinybeauty.face_models import fetch_face_models
+
+        flags.face_models = fetch_face_models(flags.face_models)
     from tinybeauty.phones.checks import draw_faces, read_faces
     from tinybeauty.phones.networks import read_network
     from tinybeauty_training import load_model
@@ -144,15 +175,17 @@ def export_looks(argv: list[str]) -> None:
     networks = [read_network(path, load_model(path), path.stem) for path in paths]
     if flags.faces is not None:
         flags.faces = read_faces(flags.faces, CALIBRATED)
-    elif flags.check or flags.full_int8:
+    elif phones and (flags.check or flags.full_int8):
         flags.faces = draw_faces(HERE / "data" / "make_demo.py", CALIBRATED if flags.full_int8 else CHECKED)
     try:
-        make_folder(flags.out)
+        make_folder(flags.out.parent if is_page(flags.out) else flags.out)
     except OSError as error:
         raise UserError(f"cannot write to {flags.out}: {error.strerror}") from None
     for network in networks:
-        for name in dict.fromkeys(flags.to):
+        for name in phones:
             print(export(network, name, flags), flush=True)
+    if "page" in flags.to:
+        print(export_page(paths, flags))
 
 
 def main(argv: list[str] | None = None) -> int:

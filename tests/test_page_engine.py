@@ -1,0 +1,111 @@
+"""The page's engine against Python: the same squares, the same network, the same made-up photo."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tinybeauty import shipping
+from tinybeauty.faces import find_faces
+from tinybeauty.page.build_engine import build_engine
+from tinybeauty_apply import put_makeup_on
+from tinybeauty_training import TinyBeauty, load_model
+
+ROOT = Path(__file__).resolve().parent.parent
+LOOK = ROOT / "tinybeauty_model" / "pretrained" / "evening.pt"
+
+
+KINDS = {"in 4 groups": 4, "in as many groups as channels": (64, 32, 16)}  # how the up layers are grouped
+
+
+def make_look(path: Path, groups: int | tuple[int, ...]) -> None:
+    """Write a look with up layers in some groups and random weights."""
+    torch.manual_seed(0)
+    model = TinyBeauty(groups)
+    for norm in model.modules():
+        if isinstance(norm, torch.nn.BatchNorm2d):
+            torch.nn.init.normal_(norm.running_mean, std=0.2)
+            torch.nn.init.uniform_(norm.running_var, 0.5, 2.0)
+    torch.nn.init.normal_(model.out.weight, std=0.2)  # which it begins with 0
+    path.write_bytes(shipping.to_bytes(shipping.pack(model)))
+
+
+@pytest.fixture(scope="module")
+def scene(face_models, tmp_path_factory):
+    """Return (photo, what node says, its pixels, the first face, [(network, its residual)]) of a scene."""
+    if not shutil.which("node"):
+        pytest.skip("node is not installed")
+    folder = tmp_path_factory.mktemp("engine")
+    drawn = folder / "scene.png"
+    tool = [sys.executable, str(ROOT / "data" / "draw_scene.py"), str(drawn), "--width", "1200"]
+    subprocess.run(tool, check=True, capture_output=True)
+    with Image.open(drawn) as image:
+        photo = image.convert("RGB")
+    (folder / "rgba").write_bytes(photo.convert("RGBA").tobytes())
+    command = [
+        "node",
+        Path(__file__).with_name("run_engine.js"),
+        LOOK,
+        face_models,
+        photo.width,
+        photo.height,
+    ]
+    looks = [folder / f"{kind}.pt" for kind in KINDS]
+    for path, groups in zip(looks, KINDS.values(), strict=True):
+        make_look(path, groups)
+    command += [folder / "rgba", folder / "out", *looks]
+    command = [str(part) for part in command]
+    said = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    pixels = np.frombuffer((folder / "out").read_bytes(), np.uint8).reshape(photo.height, photo.width, 4)
+    face = np.frombuffer((folder / "out.face").read_bytes(), np.uint8).reshape(256, 256, 3)
+    residual = np.frombuffer((folder / "out.residual").read_bytes(), np.float32).reshape(256, 256, 3)
+    made = [np.frombuffer((folder / f"out.residual{index}").read_bytes(), np.float32) for index in range(2)]
+    networks = list(zip(map(load_model, [LOOK, *looks]), [residual, *made], strict=True))
+    return photo, said, pixels, face, networks
+
+
+def test_the_committed_engine_is_what_its_source_builds(tmp_path):
+    pytest.importorskip("ziglang", reason="the compiler of tests/requirements.txt is not installed")
+    assert build_engine(tmp_path) == (ROOT / "tinybeauty" / "page" / "engine.wasm").read_bytes()
+
+
+def test_the_squares_are_pythons(scene):
+    photo, said, *_ = scene
+    found = find_faces(photo).faces
+    assert len(said["quads"]) == len(found) == 5
+    for face, (corner, right, down) in zip(found, np.array(said["quads"]), strict=True):
+        quad = np.stack((corner, corner + down, corner + right + down, corner + right))
+        assert np.hypot(*(quad - face.quad).T).max() * 256 / np.hypot(*right) < 0.5
+
+
+@pytest.mark.parametrize("kind", range(1 + len(KINDS)), ids=["evening", *KINDS])
+def test_the_network_is_pythons(scene, kind):
+    *_, face, networks = scene
+    network, residual = networks[kind]
+    with torch.inference_mode():
+        own = network(torch.from_numpy(face.copy()).permute(2, 0, 1)[None].float() / 255)
+    own = own[0].permute(1, 2, 0).numpy()
+    assert own.std() > 0.01  # of what is added, 1 being white
+    assert np.abs(own - residual.reshape(own.shape)).max() * 255 < 0.01
+
+
+def test_the_photo_is_pythons(scene):
+    photo, _, pixels, *_ = scene
+    own = np.asarray(put_makeup_on(photo, load_model(LOOK), 1.0, 0.5, 1.2, 0.8)).astype(int)
+    changed = (own != np.asarray(photo)).any(2)
+    apart = np.abs(pixels[..., :3] - own).max(2)
+    assert changed.mean() > 0.02, changed.mean()
+    assert (apart[changed] <= 2).mean() >= 0.999, (apart[changed] <= 2).mean()
+    assert apart[~changed].max() <= 3, np.bincount(apart[~changed])
+
+
+def test_a_damaged_look_is_refused_in_words(scene):
+    assert scene[1]["problems"] == ["refused"]
