@@ -73,7 +73,7 @@ class Config(settings.Settings):
     skip_bad_pairs: bool = Field(False, description="leave out pairs that cannot be read, do not stop")
     cache_dir: FolderOrNothing = Field("auto", description="of decoded pairs; auto: beside them; '': memory")
     flip: bool = Field(True, description="mirror half of the training pairs, another half each epoch")
-    vary: float = Field(0.0, ge=0, le=3, description="other light and crop each time: 1 usual, 0 none")
+    vary: float = Field(0.0, ge=0, le=3, description="other light and crop each time: 1 a little, 0 none")
     repeats: int = Field(1, ge=1, description="times an epoch goes through the pairs; more where few")
     # training
     start_from: starting.StartFrom = Field("", description="a look, a .pt, or auto; '': from scratch")
@@ -119,13 +119,9 @@ class TinyBeauty(nn.Module):
 
     def __init__(self, up_groups: int | Sequence[int] = (64, 32, 16)) -> None:
         super().__init__()
-        groups = up_groups if isinstance(up_groups, int) else list(up_groups)
-        self.architecture = {
-            "channels": [16, 32, 64, 128],
-            "bottleneck_kernels": [7, 7, 7],
-            "up_groups": groups,
-        }
-        up3, up2, up1 = [groups] * 3 if isinstance(groups, int) else groups
+        kernels, ups = [7, 7, 7], up_groups if isinstance(up_groups, int) else list(up_groups)
+        self.architecture = {"channels": [16, 32, 64, 128], "bottleneck_kernels": kernels, "up_groups": ups}
+        up3, up2, up1 = [ups] * 3 if isinstance(ups, int) else ups
         self.enc1 = ConvNormReLU(nn.Sequential(nn.Conv2d(3, 16, 3, padding=1, bias=False)))
         self.pool1 = nn.MaxPool2d(2)
         self.enc2 = ConvNormReLU(separable(16, 32))
@@ -418,9 +414,7 @@ class Run:
         """Return Adam's learning rate in a step, 1 for the first: warm-up, then drops or a line."""
         left = max(0.0, 1 - (step - 1) / self.steps) if self.config.lr_schedule == "linear" else 1.0
         rate = self.config.learning_rate * left * self.config.lr_factor**self.progress.drops
-        if step < self.config.warmup_steps:
-            rate = rate * step / self.config.warmup_steps
-        return rate
+        return rate * step / self.config.warmup_steps if step < self.config.warmup_steps else rate
 
     def step(self, source: Tensor, target: Tensor, eye_mask: Tensor, weight: float) -> dict[str, Tensor]:
         """Take one step of Adam and return the losses; `weight` multiplies the gradient."""
@@ -673,8 +667,7 @@ def train(config: Config, resume: bool, overwrite: bool, team: Team, tracker: Tr
         print(reporting.describe_model(run.model, config.image_size))
         facts = config.model_dump() | {"model/parameters": count_parameters(run.model)}
         run.progress.wandb_id = tracker.start(facts, run.progress.wandb_id, team.leads)
-        print(f"tracking  {tracker.describe()}")
-        print(reporting.describe_psnr(config.val_fraction), flush=True)
+        print(f"tracking  {tracker.describe()}\n{reporting.describe_psnr(config.val_fraction)}", flush=True)
         train_epochs(run, train_set, val_set, output, tracker)
         if team.leads:
             tracker.log_files(reporting.print_summary(output.path, config.max_model_bytes, run.progress))

@@ -61,4 +61,5 @@ def test_multiply_adds_of_one_layer():
 
 def test_parameters_are_weights_and_biases_and_no_statistics():
     assert count_parameters(ConvNormReLU(separable(4, 8, 7))) == 4 * 49 + 4 * 8 + 2 * 8
-    assert count_parameters(Upsample(16, 8)) == 16 * 8 // 4 * 4 + 8
+    assert count_parameters(Upsample(16, 8)) == 16 * 4 + 8
+    assert count_parameters(Upsample(16, 8, groups=2)) == 16 * 8 // 2 * 4 + 8

@@ -116,10 +116,10 @@ def test_the_benchmark_of_the_looks_runs(tmp_path):
     for look in NAMES:
         flags = (tmp_path / "photos", "--look", look, "--size", 64, "--out", tmp_path / "pairs" / look)
         assert run_tool(*flags).returncode == 0
-    flags = (tmp_path / "photos", "--pairs", tmp_path / "pairs", "--image_size", 64)
+    flags = (tmp_path / "photos", "--pairs", tmp_path / "pairs", "--image_size", 64, "--displaced")
     command = [sys.executable, str(ROOT / "tests" / "bench_looks.py"), *map(str, flags)]
     run = subprocess.run(command, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     for look in NAMES:
-        assert len(re.findall(rf"^\| {look} \|", run.stdout, re.MULTILINE)) == 4
+        assert len(re.findall(rf"^\| {look} \|", run.stdout, re.MULTILINE)) == 8
         assert f"{look}: the lightest third gains" in run.stdout

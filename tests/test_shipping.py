@@ -225,6 +225,34 @@ def test_content_that_does_not_fit(packed, tmp_path, name, damage):
     find_message(tmp_path / "a.pt")
 
 
+@pytest.mark.parametrize("up_groups", [4, 1, (64, 32, 16)])
+def test_a_file_tells_which_network_to_build(tmp_path, up_groups):
+    """Networks of earlier versions, in four groups, go on loading."""
+    model = TinyBeauty(up_groups)
+    nn.init.normal_(model.out.weight, std=0.1)
+    (tmp_path / "a.pt").write_bytes(to_bytes(pack(model)))
+    loaded, source = load_model(tmp_path / "a.pt"), torch.rand(1, 3, 32, 32)
+    assert loaded.architecture == model.architecture
+    torch.testing.assert_close(loaded(source), model.eval()(source), rtol=0.05, atol=0.05)
+    assert len(loaded(source).unique()) > 100
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"up_groups": 3}, {"up_groups": [64, 32]}, {"up_groups": "4"}, {"up_groups": -4}, {"channels": [8] * 4}],
+    ids=str,
+)
+def test_a_network_of_another_kind_is_refused(packed, tmp_path, change):
+    torch.save(packed | {"architecture": packed["architecture"] | change}, tmp_path / "a.pt")
+    find_message(tmp_path / "a.pt")
+
+
+@pytest.mark.parametrize("architecture", [None, {}, [], 4], ids=str)
+def test_a_network_that_does_not_say_how_it_is_built(packed, tmp_path, architecture):
+    torch.save(packed | {"architecture": architecture}, tmp_path / "a.pt")
+    find_message(tmp_path / "a.pt")
+
+
 # --- files that are too large -----------------------------------------------------------------------
 
 

@@ -87,7 +87,7 @@ def test_a_run_begins_with_the_look_fitted(start, handful):
 
 def test_settings_are_chosen_said_and_written(start, tmp_path):
     stdout, used = start("--start_from", "auto", "--repeats", 2, "--epochs", 2)
-    assert "6 people: val_fraction 0, batch_size 8, learning_rate 0.0002" in stdout
+    assert "6 people; where nothing else is set: val_fraction 0.0, batch_size 8, learning_" in stdout
     assert "nobody is held out" in stdout
     assert "no measure of other faces" in stdout
     chosen = starting.choose_settings(6, 6)
@@ -129,9 +129,9 @@ def test_the_same_settings_from_the_written_file_give_the_same_bytes(start, tmp_
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no signals to oneself there")
-@pytest.mark.parametrize("step", [1, 3])
-def test_a_stopped_run_goes_on_to_the_same_bytes(start, handful, tmp_path, call_main, signal_at, step):  # noqa: F811
-    """Two steps an epoch; with the same words, and without the look, whose weights the state has."""
+@pytest.mark.parametrize(("step", "forget"), [(1, 0), (3, 2)])
+def test_a_stopped_run_ends_the_same(start, handful, tmp_path, call_main, signal_at, step, forget):  # noqa: F811
+    """Two steps an epoch; with the same words, and without those that say how it began."""
     flags = ["--start_from", "auto", "--vary", 1, "--epochs", 3, "--repeats", 2]
     start(*flags, out="alone")
     signal_at(signal.SIGTERM, step)
@@ -139,16 +139,19 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(start, handful, tmp_path, call_
     code, _, stderr = call_main(*argv)
     assert code == 128 + signal.SIGTERM, stderr
     assert torch.load(tmp_path / "out" / STATE, weights_only=True)["progress"]["global_step"] == step
-    code, stdout, stderr = call_main(*argv, "--resume")
+    code, stdout, stderr = call_main(*argv[: len(SMALL) + 4], *flags[forget:], "--resume")
     assert code == 0, stderr
     assert "changed" not in stdout
     assert read_result(tmp_path / "out") == read_result(tmp_path / "alone")
 
 
-def test_another_start_has_no_effect_on_a_run_that_has_begun(start, handful):
-    start("--start_from", "bold", "--epochs", 1, "--repeats", 1)
-    stdout, _ = start("--start_from", "evening", "--epochs", 2, "--repeats", 1, "--resume")
-    assert "start_from: 'bold' then, 'evening' now: nothing, this run has begun already" in stdout
+@pytest.mark.parametrize("begun", [["--start_from", "bold"], []])
+def test_a_run_that_has_begun_takes_no_other_start(start, handful, tmp_path, one_error, begun):
+    argv = ["--epochs", 1, "--repeats", 1]
+    start(*begun, *argv)
+    argv += ["--data_dir", handful, "--output_dir", tmp_path / "out", *SMALL]
+    message = one_error(*argv, "--start_from", "evening", "--resume")
+    assert f"start_from: {begun[-1] if begun else ''!r} then, 'evening' now" in message
 
 
 @pytest.mark.parametrize(

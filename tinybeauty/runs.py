@@ -32,14 +32,13 @@ INTERRUPTED = "stopped at once; a state saved before is intact"
 SAMPLES = re.compile(r"samples_epoch_\d{3,}\.png")
 SETTINGS_HEAD = b"# The settings that the run in this folder used (%08x: as written by TinyBeauty).\n"
 
-FIXED = ("image_size", "val_fraction", "person_pattern", "repeats")  # within a run
+FIXED = ("image_size", "val_fraction", "person_pattern", "repeats", "start_from")  # within a run
 
 # What an edit before a resume does, where that is more than "from the next step on".
 EFFECTS = {
     "learning_rate": "it is the rate from the next step on, without the drops at plateaus so far",
     "warmup_steps": "the rate is what it would be with it from the first step on, with the drops so far",
     "lr_schedule": "the rate is what it would be with it from the first step on",
-    "start_from": "nothing, this run has begun already",
     "lr_factor": "the drops at plateaus so far count with it too",
     "lr_patience": "the epochs without a better val/loss so far count",
     "seed": "for order and flips from the next epoch on, the running one keeps its own",
@@ -201,7 +200,7 @@ def check_edits(before: dict[str, Any], now: dict[str, Any], fixed: tuple[str, .
         if before[key] != value
     }
     if refused := [edits[key] for key in fixed if key in edits]:
-        raise UserError("cannot resume with another split or size:\n  " + "\n  ".join(refused))
+        raise UserError("cannot resume with another split, size or start:\n  " + "\n  ".join(refused))
     for key, edit in edits.items():
         print(f"changed   {edit}" + (f": {EFFECTS[key]}" if key in EFFECTS else ""))
 

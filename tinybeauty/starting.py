@@ -73,36 +73,47 @@ def choose_settings(people: int, pairs: int) -> dict[str, Any]:
     }
 
 
-def settle(config: Config, flags: Namespace, trial: dict[str, Any], looks: Path) -> Config:
-    """Return the settings of a run that begins from a look: what nobody has chosen fits the few pairs.
+def recall_settings(config: Settings) -> dict[str, Any]:
+    """Return what was chosen for the run that goes on in `output_dir`, and its start; {} where there is none.
 
-    A run that goes on keeps what was chosen for it.
+    Raises:
+        UserError: its state is damaged.
+    """
+    path = Path(config.output_dir) / runs.STATE_FILE
+    if not path.is_file():  # said later
+        return {}
+    with name_damaged(path):
+        before = type(config)().model_dump() | load_content(path, RUN_FORMAT)["config"]
+    chosen = choose_settings(1, 1) if before["start_from"] else {}
+    chosen |= {"start_from": ""} if config.start_from in ("", AUTO) else {}
+    return {key: before[key] for key in chosen}
+
+
+def settle(config: Config, flags: Namespace, trial: dict[str, Any], looks: Path) -> Config:
+    """Return the settings of a run that begins from a look: what nobody has chosen fits the few people.
+
+    A run that goes on keeps its start and what was chosen for it.
 
     Raises:
         UserError: the state of the run to go on with is damaged, or the look is missing or damaged.
     """
-    path, resume = Path(config.output_dir) / runs.STATE_FILE, flags.resume
-    if not config.start_from or (resume and not path.is_file()):  # the second is said later
+    people, chosen = 0, recall_settings(config) if flags.resume else {}
+    if config.start_from and not flags.resume:
+        if config.start_from != AUTO:
+            load_content(find_start(config.start_from, looks), MODEL_FORMAT)  # before pairs are decoded
+        folder = Path(config.data_dir) / "source"
+        stems = list(list_images(folder, [])) if folder.is_dir() else []  # what is wrong is said later
+        people = len(stems) - count_variants(stems)
+        chosen = choose_settings(people, len(stems)) if 0 < people <= FEW else {}
+    if not chosen:
         return config
-    if not resume and config.start_from != AUTO:
-        load_content(find_start(config.start_from, looks), MODEL_FORMAT)  # before the pairs are decoded
-    folder = Path(config.data_dir) / "source"
-    stems = list(list_images(folder, [])) if folder.is_dir() else []  # what is wrong is said later
-    people = len(stems) - count_variants(stems)
-    chosen = choose_settings(people, len(stems)) if 0 < people <= FEW else {}
-    if resume:
-        with name_damaged(path):
-            before = type(config)().model_dump() | load_content(path, RUN_FORMAT)["config"]
-        chosen = {key: before[key] for key in choose_settings(1, 1)}
-    given = find_given(type(config)(), flags, trial)
+    given = find_given(type(config)(), flags, trial) - {"start_from"}
     chosen = {key: value for key, value in chosen.items() if key not in given}
-    if resume and config.start_from == AUTO:
-        chosen["start_from"] = before["start_from"]
-    if chosen and not resume:
-        told = ", ".join(f"{key} {value:g}" for key, value in chosen.items() if not isinstance(value, str))
-        print(f"start     {people} people: {told}, the rate falling to 0, where nothing else is set")
-    if chosen.get("val_fraction") == 0.0 and not resume:
-        print("          all pairs are trained on: of so few people nobody is held out")
+    if people:
+        told = ", ".join(f"{key} {value}" for key, value in chosen.items())
+        print(f"start     {people} people; where nothing else is set: {told}")
+        if chosen.get("val_fraction") == 0:
+            print("          all pairs are trained on: of so few people nobody is held out")
     return config.model_copy(update=chosen)
 
 
