@@ -3,8 +3,8 @@
     python tests/bench_export.py evening [--rounds 30]
 
 One thread and its processor time, a face of 256 x 256. All are run in turns, so that whatever else the
-machine does meets all alike; the figure is the median. The yardstick is what torch.onnx.export writes of the same
-function in float32.
+machine does meets all alike; the figure is the median. The yardstick is what torch.onnx.export writes of
+the same function in float32.
 """
 
 from __future__ import annotations
