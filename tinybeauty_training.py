@@ -55,7 +55,6 @@ from tinybeauty.workers import read_ahead
 
 HERE = Path(__file__).resolve().parent
 DEMO_DIR = "data/demo"
-LOOKS = HERE / "tinybeauty_model" / "pretrained"
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, what "grey" means in Pillow and OpenCV too
 EVAL_BATCH = 32  # images; only speed and memory depend on it
 SAMPLE_FACES = 6  # in a sample grid
@@ -659,7 +658,7 @@ def train(config: Config, resume: bool, overwrite: bool, team: Team, tracker: Tr
             model.fold_().requires_grad_(True)
         elif config.start_from:
             seen = load_batches(train_set, starting.choose_batches(len(train_set)), torch.device("cpu"))
-            model, config = starting.begin(config, LOOKS, load_model, list(seen))
+            model, config = starting.begin(config, load_model, list(seen))
         run = Run(config, model, device, dtype, team)
         run.steps = config.epochs * math.ceil(len(train_set) * config.repeats / config.batch_size)
         if resume:
@@ -685,7 +684,7 @@ def run_training(argv: list[str], tracker: Tracker) -> None:
         raise UserError("--resume goes on with a run, --overwrite deletes it: give one of them")
     config, flags.resume, argv = runs.settle_trial(trial.folder, config, flags.resume, argv)
     with runs.say_how_to_go_on(argv), devices.join_team() as team, tracker:
-        config = starting.settle(config, flags, trial.values, LOOKS)
+        config = starting.settle(config, flags, trial.values)
         train(config, flags.resume, flags.overwrite, team, tracker)
 
 

@@ -28,6 +28,7 @@ from tinybeauty import devices, starting
 from tinybeauty.cache import decode_pairs
 from tinybeauty.errors import UserError
 from tinybeauty.files import make_folder
+from tinybeauty.looks import LOOKS
 from tinybeauty.pairs import Pair, find_original, find_pairs, split_pairs
 
 CPU = torch.device("cpu")
@@ -91,13 +92,13 @@ def compare(
         pairs = find_pairs(folder / "pairs")
         some = program.MakeupPairs(pairs, decode_pairs(pairs, size, None, skip_bad=False))
         batches = list(program.load_batches(some, starting.choose_batches(len(some)), CPU))
-        fitted = program.load_model(program.LOOKS / f"{used['start_from']}.pt")
+        fitted = program.load_model(LOOKS / f"{used['start_from']}.pt")
         starting.refit_(fitted, batches)
         cells = [f"{measure(net, test_set):+.2f}" for net in (fitted, program.load_model(started))]
         if scratch:
             same = {key: used[key] for key in ("epochs", "repeats", "batch_size", "val_fraction")}
             flags += [word for key, value in same.items() for word in (f"--{key}", value)]
-            recipe = program.LOOKS / "recipe.yaml"
+            recipe = LOOKS / "recipe.yaml"
             network, _ = train(folder / "pairs", folder / "scratch", "--config", recipe, *flags)
             cells.append(f"{measure(program.load_model(network), test_set):+.2f}")
         else:

@@ -7,8 +7,10 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -20,16 +22,17 @@ from conftest import ROOT, read_files
 from PIL import Image
 
 import tinybeauty_export
+from tinybeauty import shipping
 from tinybeauty.phones import networks
 from tinybeauty.phones.checks import compare, draw_faces, find_truth
 from tinybeauty.phones.networks import Network, Step, Weights, read_network, run_steps
 from tinybeauty_export import FORMATS, main
-from tinybeauty_training import load_model
+from tinybeauty_training import TinyBeauty, load_model
 
 LOOKS = ROOT / "tinybeauty_model" / "pretrained"
 FILES = {name: f"evening{suffix}" for name, (_, suffix) in FORMATS.items()}
 # Bytes that a file may have more than the .pt, which holds the same weights.
-OVERHEAD = {"onnx": 9_600, "litert": 19_600, "coreml": 24_000}
+OVERHEAD = {"onnx": 7_800, "litert": 19_400, "coreml": 20_500}
 
 
 @pytest.fixture(scope="module")
@@ -38,10 +41,25 @@ def faces() -> list[np.ndarray]:
     return draw_faces(ROOT / "data" / "make_demo.py", 2)
 
 
-def read_look(look: str) -> Network:
-    """Return a look that ships."""
-    path = LOOKS / f"{look}.pt"
-    return read_network(path, load_model(path), look)
+@pytest.fixture(scope="module", params=[4, (64, 32, 16)], ids=["groups of 4", "depthwise"])
+def own_look(request, tmp_path_factory) -> Path:
+    """A network of each kind of up layer, as a run of one's own writes it; its weights are random."""
+    torch.manual_seed(0)
+    model = TinyBeauty(request.param)
+    torch.nn.init.normal_(model.out.weight, std=0.02)
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = 1.0  # it takes over what it sees
+    model(torch.rand(4, 3, 64, 64))
+    path = tmp_path_factory.mktemp("tinybeauty_model") / "tinybeauty_best_psnr.pt"
+    path.write_bytes(shipping.to_bytes(shipping.pack(model.eval())))
+    return path
+
+
+def read_look(look: str | Path) -> Network:
+    """Return a look that ships, or that of a path."""
+    path = LOOKS / f"{look}.pt" if isinstance(look, str) else look
+    return read_network(path, load_model(path), path.stem)
 
 
 def open_file(name: str, path: Path, use_float: bool = False):
@@ -57,8 +75,8 @@ def find_size(path: Path) -> int:
 # --- Each format: the same numbers, the same bytes ----------------------------------------------------
 @pytest.mark.parametrize("name", FILES)
 def test_the_command_writes_a_checked_file_the_same_each_time(name, tmp_path, capsys):
-    for folder in ("a", "b"):
-        assert main(["evening", "--to", name, "--out", str(tmp_path / folder)]) == 0
+    for folder, flags in (("a", []), ("b", ["--no-check"])):
+        assert main(["evening", "--to", name, "--out", str(tmp_path / folder), *flags]) == 0
     out = capsys.readouterr().out
     assert "differs by" in out
     assert name != "litert" or "fits the GPU delegate" in out
@@ -77,6 +95,19 @@ def test_all_formats_of_the_other_looks_give_the_networks_numbers(look, faces, t
         run = open_file(name, tmp_path / f"{look}{suffix}", use_float=True)
         difference = compare(read_look(look), run, faces[:1], (1.0, 0.5), rounded=False)
         assert difference.largest <= (0.5 if name == "coreml" else 0.001), name
+
+
+def test_a_network_of_ones_own_in_all_formats(own_look, faces, tmp_path, capsys):
+    """Older ones, too, whose up layers have four groups."""
+    assert main([str(own_look), "--to", *FILES, "--out", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.count("differs by") == 3
+    network = read_look(own_look)
+    assert np.abs(find_truth(network, faces[0], 1.0) - faces[0]).mean() > 1  # it does something
+    for name, (_, suffix) in FORMATS.items():
+        path = tmp_path / f"tinybeauty_best_psnr{suffix}"
+        assert find_size(path) <= own_look.stat().st_size + OVERHEAD[name], name
+        limit = 0.5 if name == "coreml" else 1
+        assert compare(network, open_file(name, path), faces, (0.7,), name != "coreml").largest <= limit
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -319,6 +350,18 @@ def test_what_is_in_the_way_stays(tmp_path, capsys):
     assert main(["evening", "--to", "onnx", "--no-check", "--out", str(tmp_path / "out")]) == 1
     assert f"cannot write {tmp_path / 'out' / 'evening.onnx'}" in capsys.readouterr().err
     assert [path.name for path in (tmp_path / "out").rglob("*")] == ["evening.onnx", "mine"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for one process")
+def test_ctrl_c_leaves_nothing_half_written(tmp_path):
+    words = [sys.executable, str(ROOT / "tinybeauty_export.py"), "evening", "--to", "onnx", "--out", "phone"]
+    process = subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while process.poll() is None and not list(tmp_path.glob("phone/.partial*/*")):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert (process.returncode, error) == (130, "stopped; no file is half-written\n")
+    assert not list((tmp_path / "phone").iterdir())
 
 
 def test_an_older_package_is_replaced_whole(tmp_path):

@@ -15,8 +15,9 @@ from stress_resume import read_result
 from test_resume import signal_at  # noqa: F401  a fixture
 
 from tinybeauty import starting
+from tinybeauty.looks import LOOKS
 from tinybeauty.runs import STATE_FILE as STATE
-from tinybeauty_training import LOOKS, load_model
+from tinybeauty_training import load_model
 
 SMALL = ["--image_size", "64", "--device", "cpu", "--precision", "float32"]
 

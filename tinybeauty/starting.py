@@ -16,9 +16,9 @@ from pydantic import PlainValidator
 from torch import Tensor, nn
 
 from tinybeauty import runs
-from tinybeauty.errors import UserError, find_similar
 from tinybeauty.files import tidy_path
 from tinybeauty.images import list_images
+from tinybeauty.looks import LOOKS, find_look
 from tinybeauty.pairs import count_variants
 from tinybeauty.settings import Settings, read_yaml
 from tinybeauty.shipping import MODEL_FORMAT, RUN_FORMAT, load_content, name_damaged
@@ -89,7 +89,7 @@ def recall_settings(config: Settings) -> dict[str, Any]:
     return {key: before[key] for key in chosen}
 
 
-def settle(config: Config, flags: Namespace, trial: dict[str, Any], looks: Path) -> Config:
+def settle(config: Config, flags: Namespace, trial: dict[str, Any]) -> Config:
     """Return the settings of a run that begins from a look: what nobody has chosen fits the few people.
 
     A run that goes on keeps its start and what was chosen for it.
@@ -100,7 +100,7 @@ def settle(config: Config, flags: Namespace, trial: dict[str, Any], looks: Path)
     people, chosen = 0, recall_settings(config) if flags.resume else {}
     if config.start_from and not flags.resume:
         if config.start_from != AUTO:
-            load_content(find_start(config.start_from, looks), MODEL_FORMAT)  # before pairs are decoded
+            load_content(find_look(config.start_from, AUTO), MODEL_FORMAT)  # before pairs are decoded
         folder = Path(config.data_dir) / "source"
         stems = list(list_images(folder, [])) if folder.is_dir() else []  # what is wrong is said later
         people = len(stems) - count_variants(stems)
@@ -118,23 +118,6 @@ def settle(config: Config, flags: Namespace, trial: dict[str, Any], looks: Path)
 
 
 # --- Which network ------------------------------------------------------------------------------------
-def find_start(look: str, folder: Path) -> Path:
-    """Return the file of a look, given by its name in a folder or by its path.
-
-    Raises:
-        UserError: there is no look of this name.
-    """
-    if look.endswith(".pt") or Path(look).is_file():
-        return Path(look)
-    known = sorted(path.stem for path in folder.glob("*.pt"))
-    if look not in known:
-        similar = find_similar(look, [*known, AUTO])
-        hint = f", did you mean {similar}? There are" if similar else "; there are"
-        there = f"{hint} {', '.join(known)}, auto, or give the path of a .pt"
-        raise UserError(f"start_from: there is no look {look!r}{there}")
-    return folder / f"{look}.pt"
-
-
 @torch.no_grad()
 def refit_(folded: nn.Module, batches: Iterable[Batch]) -> float:
     """Fit the last layer, a 1x1 convolution, to some pairs by least squares, in place.
@@ -172,14 +155,11 @@ def choose_batches(count: int) -> Sequence[Tensor]:
     return torch.linspace(0, count - 1, min(count, SEEN)).round().long().split(BATCH)
 
 
-def begin(
-    config: Config, looks: Path, load: Callable[[Path], nn.Module], seen: list[Batch]
-) -> tuple[nn.Module, Config]:
+def begin(config: Config, load: Callable[[Path], nn.Module], seen: list[Batch]) -> tuple[nn.Module, Config]:
     """Return the network that `start_from` says, its last layer fitted to the pairs; say how well it fits.
 
     Args:
         config: has `start_from`; `auto` is the look of those that ship that fits best.
-        looks: the folder of those that ship.
         load: returns the network of a `.pt`, folded, on the CPU.
         seen: (source, target, eye_mask) of some pairs, on the CPU.
 
@@ -191,7 +171,7 @@ def begin(
     """
     is_auto = config.start_from == AUTO
     tried = []
-    for path in sorted(looks.glob("*.pt")) if is_auto else [find_start(config.start_from, looks)]:
+    for path in sorted(LOOKS.glob("*.pt")) if is_auto else [find_look(config.start_from, AUTO)]:
         model = load(path)
         tried.append((refit_(model, seen), path, model))
     told = ", ".join(f"{path.stem} {gain:+.2f} dB" for gain, path, _ in tried)
