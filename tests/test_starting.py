@@ -17,7 +17,7 @@ from test_resume import signal_at  # noqa: F401  a fixture
 from tinybeauty import starting
 from tinybeauty.looks import LOOKS
 from tinybeauty.runs import STATE_FILE as STATE
-from tinybeauty.shipping import pack, to_bytes
+from tinybeauty.shipping import RUN_FORMAT, load_content, pack, to_bytes
 from tinybeauty_training import TinyBeauty, load_model
 
 SMALL = ["--image_size", "64", "--device", "cpu", "--precision", "float32"]
@@ -113,6 +113,22 @@ def test_what_a_person_sets_stays(start, tmp_path):
         5,
     )
     assert "people held out" in stdout
+
+
+def test_a_run_begins_with_the_state_of_another_and_goes_on(start, tmp_path):
+    """At another size, with its BatchNorms; a state of folded weights begins a run of such."""
+    start("--epochs", 1, "--learning_rate", "2e-3", out="first")
+    before = load_content(tmp_path / "first" / STATE, RUN_FORMAT)["average"]
+    again = ["--start_from", tmp_path / "first" / STATE, "--image_size", 32, "--repeats", 1]
+    start(*again, "--epochs", 1, "--learning_rate", 1e-12)
+    after = load_content(tmp_path / "out" / STATE, RUN_FORMAT)["average"]
+    assert before.keys() == after.keys()
+    for name in before:
+        if name.endswith("weight") and name != "out.weight":  # which is fitted to the pairs
+            torch.testing.assert_close(after[name], before[name])
+    assert "epoch   2/2" in start(*again, "--epochs", 2, "--learning_rate", 1e-12, "--resume")[0]
+    start("--start_from", "evening", "--epochs", 1, "--repeats", 1, out="folded")
+    start("--start_from", tmp_path / "folded" / STATE, "--epochs", 1, "--repeats", 1, out="last")
 
 
 def test_without_a_start_nothing_is_chosen(start):
