@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import base64
+import http.server
 import io
 import random
 import shutil
 import struct
+import threading
 import time
 import zlib
 from pathlib import Path
@@ -229,6 +231,32 @@ def test_nothing_but_our_code_may_run(page):
     assert page.evaluate("document.body.dataset.foreign") is None
     assert page.evaluate("fetch('https://example.org').then(() => 'sent', () => 'refused')") == "refused"
     page.requests.clear()
+
+
+class Host(http.server.BaseHTTPRequestHandler):
+    """A static host that calls all its pages UTF-8, as many do."""
+
+    def do_GET(self) -> None:
+        """Send the page."""
+        self.send_response(200)
+        self.send_header("Content-Type", "text/html; charset=utf-8")
+        self.end_headers()
+        self.wfile.write(self.server.document.read_bytes())
+
+    def log_message(self, *_) -> None:
+        """Print nothing."""
+
+
+def test_a_host_that_says_utf_8_does_no_harm(browser, document):
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Host) as server:
+        server.document = document
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        page = browser.new_page()
+        page.goto(f"http://127.0.0.1:{server.server_port}/look.html")
+        page.wait_for_selector("body[data-made]", timeout=60_000)
+        assert page.title() == "TinyBeauty"
+        page.close()
+        server.shutdown()
 
 
 # --- What is wrong is said ----------------------------------------------------------------------------
