@@ -153,7 +153,7 @@ def parse_flags(argv: list[str]) -> argparse.Namespace:
     flags = parser.parse_args(argv)
     if flags.full_int8 and (flags.float or "litert" not in flags.to):
         raise UserError("--full-int8 is for --to litert, and not together with --float")
-    if is_page(flags.out) and flags.to != ["page"]:
+    if is_page(flags.out) and set(flags.to) != {"page"}:
         raise UserError(f"--out {flags.out} is one file, and more are to be written: give a folder")
     return flags
 

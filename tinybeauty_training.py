@@ -75,7 +75,7 @@ class Config(settings.Settings):
     vary: float = Field(0.0, ge=0, le=3, description="other light and crop each time: 1 a little, 0 none")
     repeats: int = Field(1, ge=1, description="times an epoch goes through the pairs; more where few")
     # training
-    start_from: starting.StartFrom = Field("", description="a look, a .pt, or auto; '': from scratch")
+    start_from: starting.StartFrom = Field("", description="a look, .pt, .ckpt, or auto; '': from scratch")
     epochs: int = Field(50, ge=1, description="passes over the training pairs")
     batch_size: int = Field(32, ge=1, description="pairs per optimizer step")
     learning_rate: float = Field(2e-4, gt=0, le=1, description="Adam's at the start")
@@ -654,11 +654,11 @@ def train(config: Config, resume: bool, overwrite: bool, team: Team, tracker: Tr
         train_set.move_to(device)
         torch.manual_seed(config.seed)
         model = TinyBeauty(runs.read_up_groups(output.path)) if resume else TinyBeauty()
-        if config.start_from and resume:  # the state has the weights
+        if resume and config.start_from and not starting.is_state(config.start_from):
             model.fold_().requires_grad_(True)
-        elif config.start_from:
+        elif config.start_from and not resume:  # then the state has the weights
             seen = load_batches(train_set, starting.choose_batches(len(train_set)), torch.device("cpu"))
-            model, config = starting.begin(config, load_model, list(seen))
+            model, config = starting.begin(config, load_model, TinyBeauty, list(seen))
         run = Run(config, model, device, dtype, team)
         run.steps = config.epochs * math.ceil(len(train_set) * config.repeats / config.batch_size)
         if resume:

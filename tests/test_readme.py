@@ -74,7 +74,7 @@ SMALLER = {
     "tinybeauty_apply.py": [],
     "tinybeauty_export.py": [],
     "tests/bench_architecture.py": ["--only", "this one", *FEW],
-    "tests/bench_handful.py": ["--counts", "3", "--test", "1", "--image_size", "64", "--no-scratch"],
+    "tests/bench_handful.py": ["--counts", "3", "--test", "1", "--image_size", "32", "--no-scratch"],
     "tests/bench_recipe.py": FEW,
     "tests/bench_start.py": FEW,
     "tests/bench_training.py": ["--pairs", "150", "--image_size", "32", "--goal", "1"],

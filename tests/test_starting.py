@@ -17,7 +17,8 @@ from test_resume import signal_at  # noqa: F401  a fixture
 from tinybeauty import starting
 from tinybeauty.looks import LOOKS
 from tinybeauty.runs import STATE_FILE as STATE
-from tinybeauty_training import load_model
+from tinybeauty.shipping import pack, to_bytes
+from tinybeauty_training import TinyBeauty, load_model
 
 SMALL = ["--image_size", "64", "--device", "cpu", "--precision", "float32"]
 
@@ -163,6 +164,17 @@ def test_a_look_that_is_not_there(handful, tmp_path, one_error, look, said):
     message = one_error("--data_dir", handful, "--output_dir", tmp_path, *SMALL, "--start_from", look)
     assert said in message
     assert not list(tmp_path.glob("tinybeauty*"))
+
+
+@pytest.mark.parametrize("up_groups", [4, [64, 32, 16]])
+def test_a_start_keeps_the_architecture_of_its_file(start, tmp_path, up_groups):
+    """Also when the run goes on."""
+    (tmp_path / "own.pt").write_bytes(to_bytes(pack(TinyBeauty(up_groups))))
+    start("--start_from", tmp_path / "own.pt", "--epochs", 1, "--repeats", 1)
+    start("--epochs", 2, "--repeats", 1, "--resume")
+    network = load_model(tmp_path / "out" / "tinybeauty_final.pt")
+    assert network.architecture["up_groups"] == up_groups
+    assert len(read_rows(tmp_path / "out")) == 2
 
 
 def test_a_pt_of_others(handful, tmp_path, one_error):

@@ -1,7 +1,8 @@
 """A training that begins from a network that ships: which one, with which settings.
 
-It trains as it ships, with the BatchNorms folded in: on a handful of pairs that is 0.3 dB better than with
-BatchNorms that compute the same at first. tests/README.md has the study.
+A `.pt` trains as it ships, with the BatchNorms folded in: on a handful of pairs that is 0.3 dB better than
+with BatchNorms that compute the same at first. tests/README.md has the study. A run's state trains on with
+its BatchNorms, which thousands of pairs want: at 256 px after 128, say, or towards another look.
 """
 
 from __future__ import annotations
@@ -100,7 +101,8 @@ def settle(config: Config, flags: Namespace, trial: dict[str, Any]) -> Config:
     people, chosen = 0, recall_settings(config) if flags.resume else {}
     if config.start_from and not flags.resume:
         if config.start_from != AUTO:
-            load_content(find_look(config.start_from, AUTO), MODEL_FORMAT)  # before pairs are decoded
+            path = find_look(config.start_from, AUTO)
+            load_content(path, RUN_FORMAT if is_state(path) else MODEL_FORMAT)  # before pairs are decoded
         folder = Path(config.data_dir) / "source"
         stems = list(list_images(folder, [])) if folder.is_dir() else []  # what is wrong is said later
         people = len(stems) - count_variants(stems)
@@ -118,6 +120,30 @@ def settle(config: Config, flags: Namespace, trial: dict[str, Any]) -> Config:
 
 
 # --- Which network ------------------------------------------------------------------------------------
+def is_state(start_from: str | Path) -> bool:
+    """Tell whether a start is a run's state, with BatchNorms, and no network that ships, without."""
+    return str(start_from).endswith(".ckpt")
+
+
+def load_state(path: Path, build: Callable[[Any], Any]) -> nn.Module:
+    """Return the averaged network of a run's state, with its BatchNorms, on the CPU and in eval mode.
+
+    Args:
+        path: the state.
+        build: returns the network of some `up_groups`, with any weights.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
+    state = load_content(path, RUN_FORMAT)
+    with name_damaged(path):
+        model, before = build(state["architecture"]["up_groups"]), state["config"]["start_from"]
+        if before and not is_state(before):
+            model.fold_()
+        model.load_state_dict(state["average"])
+    return model.eval()
+
+
 @torch.no_grad()
 def refit_(folded: nn.Module, batches: Iterable[Batch]) -> float:
     """Fit the last layer, a 1x1 convolution, to some pairs by least squares, in place.
@@ -155,12 +181,15 @@ def choose_batches(count: int) -> Sequence[Tensor]:
     return torch.linspace(0, count - 1, min(count, SEEN)).round().long().split(BATCH)
 
 
-def begin(config: Config, load: Callable[[Path], nn.Module], seen: list[Batch]) -> tuple[nn.Module, Config]:
+def begin(
+    config: Config, load: Callable[[Path], nn.Module], build: Callable[[Any], nn.Module], seen: list[Batch]
+) -> tuple[nn.Module, Config]:
     """Return the network that `start_from` says, its last layer fitted to the pairs; say how well it fits.
 
     Args:
         config: has `start_from`; `auto` is the look of those that ship that fits best.
         load: returns the network of a `.pt`, folded, on the CPU.
+        build: returns the network of some `up_groups`, for a state.
         seen: (source, target, eye_mask) of some pairs, on the CPU.
 
     Returns:
@@ -172,7 +201,7 @@ def begin(config: Config, load: Callable[[Path], nn.Module], seen: list[Batch]) 
     is_auto = config.start_from == AUTO
     tried = []
     for path in sorted(LOOKS.glob("*.pt")) if is_auto else [find_look(config.start_from, AUTO)]:
-        model = load(path)
+        model = load_state(path, build) if is_state(path) else load(path)
         tried.append((refit_(model, seen), path, model))
     told = ", ".join(f"{path.stem} {gain:+.2f} dB" for gain, path, _ in tried)
     _, path, model = max(tried, key=lambda one: one[0])
