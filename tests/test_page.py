@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import base64
+import http.server
 import io
 import random
 import shutil
 import struct
+import threading
 import time
 import zlib
 from pathlib import Path
@@ -82,7 +84,7 @@ def open_page(browser, document: Path, before: str = "", **context):
 def page(browser, document):
     """Return the page, the drawn face made up; `page.requests` are those to other places."""
     page = open_page(browser, document)
-    page.wait_for_selector("body[data-ready]", timeout=60_000)
+    page.wait_for_selector("body[data-ready]", timeout=120_000)
     return page
 
 
@@ -93,7 +95,7 @@ def count(page, name: str) -> int:
 
 def wait_for_more(page, name: str, before: int) -> None:
     """Wait until something has happened more than `before` times; its policy forbids Playwright's way."""
-    end = time.monotonic() + 60
+    end = time.monotonic() + 120
     while count(page, name) <= before:
         assert time.monotonic() < end, f"still {before} x {name}: {page.inner_text('#message')}"
         page.wait_for_timeout(20)
@@ -108,7 +110,7 @@ def drop(page, name: str, data: bytes, event: str) -> None:
 
 def wait_for_words(page, words: str) -> None:
     """Wait until the page says something."""
-    end = time.monotonic() + 60
+    end = time.monotonic() + 120
     while words not in page.text_content("#message"):
         assert time.monotonic() < end, page.text_content("#message")
         page.wait_for_timeout(20)
@@ -157,7 +159,7 @@ def hand_over(page, kind: str, files: list[tuple[str, bytes]]) -> None:
 
 def make_huge_png() -> bytes:
     """Return a PNG of a few bytes that promises 60,000 x 60,000 pixels."""
-    header = b"IHDR" + struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
+    header = b"IHDR" + struct.pack(">IIBBBBB", 120_000, 120_000, 8, 2, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
 
 
@@ -229,6 +231,32 @@ def test_nothing_but_our_code_may_run(page):
     assert page.evaluate("document.body.dataset.foreign") is None
     assert page.evaluate("fetch('https://example.org').then(() => 'sent', () => 'refused')") == "refused"
     page.requests.clear()
+
+
+class Host(http.server.BaseHTTPRequestHandler):
+    """A static host that calls all its pages UTF-8, as many do."""
+
+    def do_GET(self) -> None:
+        """Send the page."""
+        self.send_response(200)
+        self.send_header("Content-Type", "text/html; charset=utf-8")
+        self.end_headers()
+        self.wfile.write(self.server.document.read_bytes())
+
+    def log_message(self, *_) -> None:
+        """Print nothing."""
+
+
+def test_a_host_that_says_utf_8_does_no_harm(browser, document):
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Host) as server:
+        server.document = document
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        page = browser.new_page()
+        page.goto(f"http://127.0.0.1:{server.server_port}/look.html")
+        page.wait_for_selector("body[data-made]", timeout=120_000)
+        assert page.title() == "TinyBeauty"
+        page.close()
+        server.shutdown()
 
 
 # --- What is wrong is said ----------------------------------------------------------------------------
@@ -305,7 +333,7 @@ def test_a_photo_dropped_shows_upright_with_all_its_faces(page):
     photo = draw_photo((640, 900), (0, 0, 420), (220, 480, 420))
     held = to_jpeg(photo.transpose(Image.Transpose.ROTATE_90), orientation=6)
     hand_over(page, "drop", [("held.jpg", held)])
-    page.get_by_label("Your picture, 2 faces made up").wait_for(timeout=60_000)
+    page.get_by_label("Your picture, 2 faces made up").wait_for(timeout=120_000)
     assert read_size(page) == [640, 900]
 
 
@@ -321,13 +349,13 @@ def test_a_drop_without_a_file_says_so(page):
 
 def test_own_look_and_the_full_size_is_saved(page):
     drop(page, "large.jpg", to_jpeg(draw_photo((2000, 1500), (500, 200, 1100))), "made")
-    page.get_by_label("Your picture, 1 face made up").wait_for(timeout=60_000)
+    page.get_by_label("Your picture, 1 face made up").wait_for(timeout=120_000)
     assert read_size(page) == [1400, 1050]
     before = read_after(page)
     hand_over(page, "drop", [("mine.pt", LOOKS[2].read_bytes())])
-    page.get_by_label("mine").wait_for(timeout=60_000)
+    page.get_by_label("mine").wait_for(timeout=120_000)
     page.wait_for_timeout(100)
-    with page.expect_download(timeout=60_000) as download:
+    with page.expect_download(timeout=120_000) as download:
         page.click("#save")
     assert download.value.suggested_filename == "large mine.jpg"
     with Image.open(download.value.path()) as saved:
@@ -368,8 +396,8 @@ def test_camera(page):
     wait_for_more(page, "frames", 3)
     assert page.inner_text("#message") == ""  # it says so where it sees no face
     page.click("#rate")
-    page.locator("#rate", has_text="frames/s").wait_for(timeout=60_000)
-    with page.expect_download(timeout=60_000) as download:
+    page.locator("#rate", has_text="frames/s").wait_for(timeout=120_000)
+    with page.expect_download(timeout=120_000) as download:
         page.click("#save")
     assert download.value.suggested_filename.startswith("camera ")
     page.click("#camera")
