@@ -91,7 +91,7 @@ def test_a_drawn_face_gets_the_look(look, skin):
         near, far = (((image - target).square() * where).sum() / where.sum() for image in (made_up, source))
         return float(psnr(near) - psnr(far))
 
-    least = {"dark": 0.3, "brown": 2.5, "light": 5.0}[skin]
+    least = {"dark": 0.3, "brown": 2.5, "light": 4.5}[skin]
     assert find_gain(torch.ones_like(eye_mask)) > least
     assert find_gain(eye_mask) > least
     wall = (made_up - source)[..., :40, :].abs()

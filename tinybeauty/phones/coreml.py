@@ -10,8 +10,10 @@ import contextlib
 import io
 import json
 import logging
+import shutil
 import struct
 import sys
+import tempfile
 import uuid
 import warnings
 from collections.abc import Callable
@@ -269,7 +271,9 @@ def open_coreml(path: Path, use_float: bool) -> Callable[[Array, float], Array]:
     On a Mac by Core ML itself. Elsewhere the package is read back from the disk and its program run in
     PyTorch, every value rounded to float16.
     """
-    return run_natively(path, use_float) if sys.platform == "darwin" else emulate(path, use_float)
+    with tempfile.TemporaryDirectory() as folder:  # coremltools writes a package that it reads anew
+        copy = Path(shutil.copytree(path, Path(folder, path.name)))
+        return run_natively(copy, use_float) if sys.platform == "darwin" else emulate(copy, use_float)
 
 
 def run_natively(path: Path, use_float: bool) -> Callable[[Array, float], Array]:
