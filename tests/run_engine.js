@@ -14,7 +14,7 @@ const [look, models, width, height, source, out, ...others] = process.argv.slice
   const bytes = read(look), opened = studio.openLook(bytes, 'evening.pt'), problems = [];
   for (let number = 0; number < 60; number++) {  // cut off, or a byte changed
     const bad = number % 2 ? bytes.slice(0, Math.floor(bytes.length * number / 60)) : bytes.slice();
-    if (number % 2 === 0) bad[1174 + Math.floor(83000 * number / 60)] ^= 64;
+    if (number % 2 === 0) bad[1174 + Math.floor((bytes.length - 8000) * number / 60)] ^= 64;
     try {
       studio.openLook(bad, 'bad.pt');
       problems.push('read');

@@ -84,7 +84,7 @@ def test_a_run_begins_with_the_look_fitted(start, handful):
     told = float(fitted.split("evening.pt; gain")[1].split("evening ")[1].split(" dB")[0])
     gain = float(fitted.split("psnr ")[-1].split("(")[1].split(")")[0])
     assert told > 0
-    assert gain == pytest.approx(told, abs=0.1)  # a mean of decibels, decibels of a mean
+    assert gain == pytest.approx(told, abs=0.2)  # a mean of decibels, decibels of a mean
 
 
 def test_settings_are_chosen_said_and_written(start, tmp_path):
