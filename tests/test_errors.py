@@ -34,11 +34,22 @@ def test_a_command_ends_in_one_line_and_an_exit_code(monkeypatch, capsys, error,
     assert capsys.readouterr() == ("", told)
 
 
-def test_a_bug_is_not_hidden():
-    def command(argv: list[str]) -> None:
-        raise ZeroDivisionError
+def test_a_ctrl_c_while_a_package_is_imported(capsys):
+    """Packages in C++ raise an ImportError from it."""
 
-    with pytest.raises(ZeroDivisionError):
+    def command(argv: list[str]) -> None:
+        raise ImportError("initialization failed") from KeyboardInterrupt()
+
+    assert run_command(command, [], interrupted="at once") == 130
+    assert capsys.readouterr() == ("", "at once\n")
+
+
+@pytest.mark.parametrize("bug", [ZeroDivisionError, ImportError])
+def test_a_bug_is_not_hidden(bug):
+    def command(argv: list[str]) -> None:
+        raise bug
+
+    with pytest.raises(bug):
         run_command(command, [], interrupted="")
 
 

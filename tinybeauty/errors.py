@@ -110,6 +110,11 @@ def run_command(command: Callable[[list[str]], None], argv: list[str] | None, in
     except KeyboardInterrupt:
         tell(interrupted)
         return 130
+    except ImportError as error:  # a package in C++ makes this of a Ctrl-C that comes while it is imported
+        if not isinstance(error.__cause__, KeyboardInterrupt):
+            raise
+        tell(interrupted)
+        return 130
     except (OSError, MemoryError) as error:  # that nobody has expected, and that is no fault of the program
         if getattr(error, "errno", None) in (errno.EPIPE, errno.EIO):  # nobody reads stdout any more
             with suppress(OSError, AttributeError):  # else Python complains once more when it flushes it
