@@ -83,6 +83,15 @@ def tell(text: object) -> None:
         print(text, file=sys.stderr, flush=True)
 
 
+def describe_fault(error: OSError | MemoryError) -> str:
+    """Return what the system would not do; where nobody reads stdout any more, nothing is written to it."""
+    if getattr(error, "errno", None) in (errno.EPIPE, errno.EIO):
+        with suppress(OSError, AttributeError):  # else Python complains once more when it flushes it
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    where = f"{error.filename}: " if getattr(error, "filename", None) else ""
+    return f"{where}{getattr(error, 'strerror', None) or one_line(error)}"
+
+
 def run_command(command: Callable[[list[str]], None], argv: list[str] | None, interrupted: str) -> int:
     """Run a command and return its exit code; whatever a person can mend ends in one line on stderr.
 
@@ -107,19 +116,13 @@ def run_command(command: Callable[[list[str]], None], argv: list[str] | None, in
         if not rank:  # it speaks for all
             tell(stopped)
         return 128 + stopped.signal_number  # as shells do
-    except KeyboardInterrupt:
-        tell(interrupted)
-        return 130
-    except ImportError as error:  # a package in C++ makes this of a Ctrl-C that comes while it is imported
-        if not isinstance(error.__cause__, KeyboardInterrupt):
+    except (KeyboardInterrupt, ImportError) as error:
+        # A package in C++ makes an ImportError of a Ctrl-C that comes while it is imported.
+        if not isinstance(error.__cause__ or error, KeyboardInterrupt):
             raise
         tell(interrupted)
         return 130
     except (OSError, MemoryError) as error:  # that nobody has expected, and that is no fault of the program
-        if getattr(error, "errno", None) in (errno.EPIPE, errno.EIO):  # nobody reads stdout any more
-            with suppress(OSError, AttributeError):  # else Python complains once more when it flushes it
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        where = f"{error.filename}: " if getattr(error, "filename", None) else ""
-        tell(f"{who}error: {where}{getattr(error, 'strerror', None) or one_line(error)}; {interrupted}")
+        tell(f"{who}error: {describe_fault(error)}; {interrupted}")
         return 1
     return 0
