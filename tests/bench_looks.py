@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from skimage.color import deltaE_ciede2000, rgb2lab
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -33,6 +34,7 @@ from tinybeauty.alignment import align, find_quad
 from tinybeauty.cache import PixelCache, decode_pairs
 from tinybeauty.landmarks import read_landmarks
 from tinybeauty.pairs import Pair, find_pairs, split_pairs
+from tinybeauty.phones.checks import find_truth
 
 ROOT = Path(program.__file__).parent
 THIRDS = ("darkest", "middle", "lightest")
@@ -50,6 +52,16 @@ DISPLACED = {
 REGIONS = ("lips", "lids", "cheeks")
 
 
+def read_person(photo: Path) -> tuple[Image.Image, np.ndarray]:
+    """Return a photo and the landmarks beside it.
+
+    Raises:
+        LeftOut: photo or landmarks cannot be read.
+    """
+    data, landmarks = read_files(photo)
+    return read_photo(data), read_landmarks(landmarks or b"")
+
+
 @cache
 def find_face(photo: Path, size: int, displaced: str = "") -> Portrait:
     """Return the face of a photo with landmarks beside it, cut out at its place or beside it.
@@ -57,8 +69,7 @@ def find_face(photo: Path, size: int, displaced: str = "") -> Portrait:
     Raises:
         LeftOut: photo or landmarks cannot be read.
     """
-    data, landmarks = read_files(photo)
-    picture, points = read_photo(data), read_landmarks(landmarks or b"")
+    picture, points = read_person(photo)
     square = None
     if displaced:
         shift, zoom, degrees = DISPLACED[displaced]
@@ -69,18 +80,16 @@ def find_face(photo: Path, size: int, displaced: str = "") -> Portrait:
     return Portrait(*(np.asarray(part) for part in align(picture, points, size, square)))
 
 
+@cache
 def find_lightness(photo: Path) -> float:
     """Return the CIE L*, 0 to 100, of the bare skin in a photo with landmarks beside it."""
-    data, landmarks = read_files(photo)
-    return Portrait(np.asarray(read_photo(data)), read_landmarks(landmarks or b"")).lightness
+    picture, points = read_person(photo)
+    return Portrait(np.asarray(picture), points).lightness
 
 
-@torch.no_grad()
 def make_up(model: torch.nn.Module, source: np.ndarray) -> np.ndarray:
     """Return a face (H, W, 3) uint8 made up by a network."""
-    image = torch.from_numpy(source.copy()).movedim(-1, 0)[None] / 255
-    made_up = (image + model(image)).clamp(0, 1)[0].movedim(0, -1)
-    return (made_up * 255).round().byte().numpy()
+    return find_truth(model, source, 1.0).round().astype(np.uint8)
 
 
 def find_changes(model: torch.nn.Module, person: program.MakeupPairs, face: Portrait) -> dict[str, float]:

@@ -13,6 +13,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import yaml
@@ -20,6 +21,11 @@ from PIL import Image
 
 from tinybeauty.errors import UserError
 from tinybeauty.face_models import fetch_face_models, find_bad_files, find_cache
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from tinybeauty_training import TinyBeauty
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "tinybeauty_training.py"
@@ -84,6 +90,35 @@ def read_rows(folder: Path) -> list[dict[str, float]]:
 def demo(tmp_path_factory) -> Path:
     """24 pairs of 64 px with eye masks: 21 for training and 3 held out by val_fraction 0.2, or so."""
     return draw_demo(tmp_path_factory.mktemp("demo") / "faces", 24, 64)
+
+
+def make_busy_model(up_groups: int | tuple[int, ...] = (64, 32, 16)) -> TinyBeauty:
+    """Return a network in eval mode of which every weight and every statistic has left its start."""
+    import torch
+
+    from tinybeauty_training import TinyBeauty
+
+    torch.manual_seed(0)
+    model = TinyBeauty(up_groups)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+        model.train()
+        for _ in range(5):
+            model(torch.rand(4, 3, 32, 32))
+    return model.eval()
+
+
+def make_bold_model(
+    source: Tensor, strength: float, up_groups: int | tuple[int, ...] = (64, 32, 16)
+) -> TinyBeauty:
+    """Return a busy network whose residuals of `source` have mean 0 and standard deviation `strength`."""
+    model = make_busy_model(up_groups)
+    residual = model(source).detach()
+    gain = strength / residual.std((0, 2, 3))
+    model.out.weight.data *= gain.view(3, 1, 1, 1)
+    model.out.bias.data = (model.out.bias.data - residual.mean((0, 2, 3))) * gain
+    return model
 
 
 @dataclass

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import make_bold_model
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 from test_losses import find_reference
-from test_model import make_bold_model
 
 import tinybeauty_training
 from tinybeauty.cache import PixelCache, decode_pairs

@@ -7,6 +7,7 @@ import re
 
 import pytest
 import torch
+from conftest import make_bold_model, make_busy_model
 from torch import nn
 
 from tinybeauty.layers import count_multiply_adds, count_parameters
@@ -19,30 +20,6 @@ PLAN = {
     "bottleneck": (128, 8), "up3": (64, 4), "dec3": (64, 4), "up2": (32, 2), "dec2": (32, 2),
     "up1": (16, 1), "dec1": (16, 1), "out": (3, 1),
 }  # fmt: skip
-
-
-def make_busy_model() -> TinyBeauty:
-    """Return a network in eval mode of which every weight and every statistic has left its start."""
-    torch.manual_seed(0)
-    model = TinyBeauty()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter += 0.1 * torch.randn_like(parameter)
-        model.train()
-        for _ in range(5):
-            model(torch.rand(4, 3, 32, 32))
-    return model.eval()
-
-
-def make_bold_model(source: torch.Tensor, strength: float) -> TinyBeauty:
-    """Return a busy network whose residuals of `source` have mean 0 and standard deviation `strength`."""
-    model = make_busy_model()
-    with torch.no_grad():
-        residual = model(source)
-        gain = strength / residual.std((0, 2, 3))
-        model.out.weight *= gain.view(3, 1, 1, 1)
-        model.out.bias.copy_((model.out.bias - residual.mean((0, 2, 3))) * gain)
-    return model
 
 
 def test_plan():

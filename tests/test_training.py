@@ -11,9 +11,8 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import NETWORKS, SCRIPT, SMALL, read_rows
+from conftest import NETWORKS, SCRIPT, SMALL, make_bold_model, read_rows
 from PIL import Image
-from test_model import make_bold_model
 
 from tinybeauty.cache import decode_pairs
 from tinybeauty.devices import ALONE

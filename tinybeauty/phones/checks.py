@@ -15,14 +15,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
+from tinybeauty.blending import SIDE
 from tinybeauty.errors import UserError
 from tinybeauty.images import list_images, read_image
 from tinybeauty.phones.networks import Network
 
 Array = np.ndarray
 Runner = Callable[[Array, float], Array]  # a face (H, W, 3) uint8 and a strength to levels of 255, (H, W, 3)
-SIDE = 256
 ROUNDS = 7  # of measuring time
 
 
@@ -102,11 +103,11 @@ def read_faces(folder: Path, most: int) -> list[Array]:
     return [read_image(path, "RGB", SIDE) for path in paths]
 
 
-def find_truth(network: Network, face: Array, strength: float) -> Array:
-    """Return what PyTorch makes of a face (H, W, 3) uint8, in float levels of 255."""
+def find_truth(model: nn.Module, face: Array, strength: float) -> Array:
+    """Return what a network in PyTorch makes of a face (H, W, 3) uint8, in float levels of 255."""
     source = torch.from_numpy(face.copy()).permute(2, 0, 1)[None].float().div(255)
     with torch.inference_mode():
-        made_up = (source + strength * network.model(source)).clamp(0, 1)
+        made_up = (source + strength * model(source)).clamp(0, 1)
     return made_up[0].permute(1, 2, 0).numpy() * 255.0
 
 
@@ -128,7 +129,7 @@ def compare(
     differences = []
     for face in faces:
         for strength in strengths:
-            truth, made_up = find_truth(network, face, strength), run(face, strength)
+            truth, made_up = find_truth(network.model, face, strength), run(face, strength)
             if made_up.shape != truth.shape:
                 raise UserError(f"the file gives {made_up.shape}, not {truth.shape}")
             differences.append(np.abs(made_up - (truth.round() if rounded else truth)))

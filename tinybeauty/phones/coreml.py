@@ -22,12 +22,12 @@ from typing import Any
 
 import numpy as np
 
+from tinybeauty.blending import SIDE
 from tinybeauty.files import save_bytes
 from tinybeauty.phones.networks import SOURCE, Network, Step, Weights
 
 PACKAGES = ("coremltools",)  # to write
 RUNTIME = "coremltools"  # to check
-SIDE = 256
 SMALL = 512  # bytes
 AUTHOR = "com.apple.CoreML"
 Array = np.ndarray

@@ -138,7 +138,7 @@ class Bytes:
     def add_options(self, kind: str, options: dict[str, int]) -> int:
         """Return the place of an operator's options."""
         relu = options.get("relu", 0)
-        same = ("byte", 0, options.get("valid", 0))  # Padding: 0 is SAME
+        same = ("byte", 0, 0)  # Padding
         ones = (("int", 1, 1), ("int", 2, 1))  # strides
         dilation = (("int", 5, options.get("dilation_x", 1)), ("int", 6, options.get("dilation_y", 1)))
         fields: dict[str, tuple] = {

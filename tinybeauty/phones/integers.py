@@ -7,15 +7,15 @@ Source: https://ai.google.dev/edge/litert/conversion/tensorflow/quantization/qua
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from tinybeauty.blending import SIDE
 from tinybeauty.files import save_bytes
-from tinybeauty.phones.flat import Scales, Writer
-from tinybeauty.phones.litert import LEVELS, SIDE, find_dilation, fuse_relu
+from tinybeauty.phones.flat import Scales
+from tinybeauty.phones.litert import LEVELS, Builder, find_axis, find_options
 from tinybeauty.phones.networks import SOURCE, Network, Step, Weights, run_step, split_kernels, split_ups
 
 Array = np.ndarray
@@ -60,81 +60,35 @@ def find_scales(samples: Array) -> Scales:
     return np.float32([best[0]]), np.int64([best[1]]), 0
 
 
-class IntegerBuilder:
-    """Turns steps into tensors and operators of int8."""
+class IntegerBuilder(Builder):
+    """Tensors of int8, each with the scale and zero point that suit its numbers."""
 
     def __init__(self, network: Network, faces: list[Array]) -> None:
-        self.writer = Writer()
         steps = split_kernels(split_ups(network.steps, WIDEST))
+        super().__init__(steps)
         samples = find_samples(steps, faces)
-        self.steps, self.fused = fuse_relu(steps)
         reads = {step.inputs[0]: step.output for step in steps if step.kind == "relu"}
-        self.samples = {name: samples[reads[name] if name in self.fused else name] for name in samples}
-        self.values: dict[str, int] = {}
+        self.scales = {
+            name: find_scales(samples[reads[name] if name in self.fused else name])
+            for name in (step.output for step in self.steps)
+        }
 
-    def make(self, like: int, channels: int, scales: Scales, scale: float = 1.0) -> int:
-        """Add an int8 tensor of so many channels and `scale` times the size of another."""
-        _, height, width, _ = self.writer.tensors[like].shape
-        shape = (1, round(height * scale), round(width * scale), channels)
-        return self.writer.tensor(shape, "int8", scales=scales)
+    def make(self, step: Step, like: int, parts: int = 1, scale: float = 1.0) -> int:
+        """Add a tensor, as in Builder; a pooling's has the numbers of what it reads."""
+        scales = self.writer.tensors[like].scales if step.kind == "pool" else self.scales[step.output]
+        return self.writer.tensor(self.shape_like(like, parts * step.channels, scale), "int8", scales=scales)
 
-    def add_convolution(
-        self, kind: str, values: Array, weights: Weights, source: int, made: int, relu: bool = False
-    ) -> int:
-        """Add a convolution with `values` in LiteRT's layout; return its output, `made`."""
-        axis = 3 if kind == "DEPTHWISE_CONV_2D" else 0
-        zeros = np.zeros(len(weights.scales), np.int64)
-        weight = self.writer.constant(values, (weights.scales, zeros, axis))
+    def convolve(self, step: Step, kind: str, weights: Weights, source: int) -> int:
+        """Add a convolution, as in Builder."""
+        made, zeros = self.make(step, source), np.zeros(len(weights.scales), np.int64)
+        weight = self.writer.constant(weights.values, (weights.scales, zeros, find_axis(kind)))
         given = self.writer.tensors[source].scales
         assert given is not None
         units = (given[0].astype(np.float64) * weights.scales).astype(np.float32)
         bias = np.zeros_like(units) if weights.bias is None else weights.bias
         numbers = (bias / units).round().clip(-(2**30), 2**30).astype(np.int32)
         inputs = [source, weight, self.writer.constant(numbers, (units, zeros, 0))]
-        return self.writer.operator(kind, inputs, made, relu=int(relu), **find_dilation(weights))
-
-    def add_up(self, step: Step, weights: Weights, sources: list[int], scales: Scales) -> int:
-        """Add a 2x2 transposed convolution, as in litert.py."""
-        quarters = []
-        values = weights.values.reshape(step.channels, -1, 4)
-        part = replace(
-            weights, bias=None if weights.bias is None else weights.bias / np.float32(len(sources))
-        )
-        for quarter in range(4):
-            parts = []
-            for number, source in enumerate(sources):
-                kind, rows = "CONV_2D", values[:, None, None, :, quarter]
-                if len(sources) > 1:
-                    kind, rows = "DEPTHWISE_CONV_2D", values[None, None, None, :, number, quarter]
-                made = self.make(source, step.channels, scales)
-                parts.append(self.add_convolution(kind, rows, part, source, made))
-            while len(parts) > 1:
-                total = self.make(sources[0], step.channels, scales)
-                parts = [*parts[2:], self.writer.operator("ADD", parts[:2], total)]
-            quarters += parts
-        together = self.make(sources[0], 4 * step.channels, scales)
-        self.writer.operator("CONCATENATION", quarters, together)
-        made = self.make(sources[0], step.channels, scales, 2)
-        return self.writer.operator("DEPTH_TO_SPACE", [together], made)
-
-    def add_step(self, step: Step) -> int:
-        """Add a step; return its output."""
-        inputs, weights = [self.values[name] for name in step.inputs], step.weights
-        scales, relu = find_scales(self.samples[step.output]), step.output in self.fused
-        if step.kind == "pool":  # as the input, or it would be rounded once more
-            made = self.make(inputs[0], step.channels, self.writer.tensors[inputs[0]].scales, 0.5)
-            return self.writer.operator("MAX_POOL_2D", inputs, made)
-        if step.kind == "add":
-            made = self.make(inputs[0], step.channels, scales)
-            return self.writer.operator("ADD", inputs, made, relu=int(relu))
-        if weights is None:
-            raise ValueError(f"LiteRT: a {step.kind} on its own")
-        if step.kind == "up":
-            return self.add_up(step, weights, inputs, scales)
-        deep = weights.groups == len(weights.values)
-        values = weights.values.transpose((1, 2, 3, 0) if deep else (0, 2, 3, 1))
-        kind, made = "DEPTHWISE_CONV_2D" if deep else "CONV_2D", self.make(inputs[0], step.channels, scales)
-        return self.add_convolution(kind, values, weights, inputs[0], made, relu)
+        return self.writer.operator(kind, inputs, made, **find_options(step, self.fused, weights))
 
 
 def make_integers(network: Network, faces: list[Array]) -> bytes:
@@ -150,10 +104,7 @@ def make_integers(network: Network, faces: list[Array]) -> bytes:
     strength = writer.tensor((1,), name="strength")
     picture = writer.operator("QUANTIZE", [source], writer.tensor(shape, "int8", scales=PICTURE))
     factor = writer.operator("QUANTIZE", [strength], writer.tensor((1,), "int8", scales=STRENGTH))
-    builder.values[SOURCE] = picture
-    for step in builder.steps:
-        builder.values[step.output] = builder.add_step(step)
-    residual = builder.values[builder.steps[-1].output]
+    residual = builder.add_steps(picture)
     scales = writer.tensors[residual].scales
     scaled = writer.operator("MUL", [residual, factor], writer.tensor(shape, "int8", scales=scales))
     total = writer.operator("ADD", [picture, scaled], writer.tensor(shape, "int8", scales=PICTURE))

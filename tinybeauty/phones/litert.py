@@ -5,18 +5,20 @@ Only operators that the delegates of GPU and XNNPACK know: no transposes, no TRA
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
+from tinybeauty.blending import SIDE
 from tinybeauty.files import save_bytes
-from tinybeauty.phones.flat import Scales, Writer
+from tinybeauty.phones.flat import Writer
 from tinybeauty.phones.networks import SOURCE, Network, Step, Weights, split_kernels, split_ups
 
 PACKAGES: tuple[str, ...] = ()  # to write
 RUNTIME = "ai_edge_litert"  # to check; the package is called ai-edge-litert
-SIDE = 256
 LEVELS = (np.float32([1 / 255]), np.int64([0]), 0)  # a byte as a number in [0, 1]
 Array = np.ndarray
 
@@ -35,45 +37,57 @@ def fuse_relu(steps: list[Step]) -> tuple[list[Step], set[str]]:
     return [step.reading(new_names) for step in kept], fused
 
 
-def find_dilation(weights: Weights) -> dict[str, int]:
-    """Return an operator's options that say how a kernel is dilated."""
-    return {"dilation_y": weights.dilation[0], "dilation_x": weights.dilation[1]}
+def find_axis(kind: str) -> int:
+    """Return the axis of a convolution's values that numbers its outputs."""
+    return 3 if kind == "DEPTHWISE_CONV_2D" else 0
 
 
-class FloatBuilder:
-    """Turns steps into tensors and operators."""
+def find_options(step: Step, fused: set[str], weights: Weights) -> dict[str, int]:
+    """Return a convolution's options: how its kernel is dilated, and whether a ReLU follows."""
+    rows, columns = weights.dilation
+    return {"relu": int(step.output in fused), "dilation_y": rows, "dilation_x": columns}
+
+
+class Builder(ABC):
+    """Turns steps into tensors and operators; of what kind the tensors are, a subclass says.
+
+    Attributes:
+        writer: where they go.
+        steps: without the ReLUs that an operator does along with its own work.
+        fused: names of the values that such a ReLU has made.
+        values: {name: number of its tensor}.
+    """
 
     def __init__(self, steps: list[Step]) -> None:
         self.writer = Writer()
-        self.steps, self.fused = fuse_relu(split_kernels(split_ups(steps)))
+        self.steps, self.fused = fuse_relu(steps)
         self.values: dict[str, int] = {}
 
-    def make(self, like: int, channels: int, scale: float = 1.0) -> int:
-        """Add a tensor of so many channels and `scale` times the size of another; return its number."""
+    @abstractmethod
+    def make(self, step: Step, like: int, parts: int = 1, scale: float = 1.0) -> int:
+        """Add a tensor for a step's numbers; return its number.
+
+        Args:
+            step: has the channels.
+            like: another tensor; this one's height and width are `scale` times its.
+            parts: of the step's channels so many times.
+            scale: 0.5 after a pooling, 2 after a transposed convolution.
+        """
+
+    @abstractmethod
+    def convolve(self, step: Step, kind: str, weights: Weights, source: int) -> int:
+        """Add CONV_2D or DEPTHWISE_CONV_2D, its values in LiteRT's layout; return its output."""
+
+    def shape_like(self, like: int, channels: int, scale: float) -> tuple[int, ...]:
+        """Return a shape of so many channels and `scale` times the size of a tensor."""
         _, height, width, _ = self.writer.tensors[like].shape
-        return self.writer.tensor((1, round(height * scale), round(width * scale), channels))
-
-    def unpack(self, values: Array, scales: Array, axis: int) -> int:
-        """Return the tensor of int8 values times their scales along an axis."""
-        packed: Scales = (scales, np.zeros(len(scales), np.int64), axis)
-        number = self.writer.constant(values, packed)
-        return self.writer.operator("DEQUANTIZE", [number], self.writer.tensor(values.shape))
-
-    def bias(self, weights: Weights, part: float = 1.0) -> int:
-        """Return the tensor of a bias; an operator without one is refused, or crashes."""
-        bias = np.zeros_like(weights.scales) if weights.bias is None else weights.bias * np.float32(part)
-        return self.writer.constant(bias)
+        return 1, round(height * scale), round(width * scale), channels
 
     def add_convolution(self, step: Step, weights: Weights, source: int) -> int:
         """Add a convolution, depthwise or not; return its output."""
-        values, output = weights.values, self.make(source, step.channels)
-        options = {"relu": int(step.output in self.fused), **find_dilation(weights)}
-        if weights.groups == len(values) == len(weights.scales) and values.shape[1] == 1:
-            weight = self.unpack(values.transpose(1, 2, 3, 0), weights.scales, 3)
-            kind = "DEPTHWISE_CONV_2D"
-        else:
-            weight, kind = self.unpack(values.transpose(0, 2, 3, 1), weights.scales, 0), "CONV_2D"
-        return self.writer.operator(kind, [source, weight, self.bias(weights)], output, **options)
+        alone = weights.groups == len(weights.values) and weights.values.shape[1] == 1
+        kind, order = ("DEPTHWISE_CONV_2D", (1, 2, 3, 0)) if alone else ("CONV_2D", (0, 2, 3, 1))
+        return self.convolve(step, kind, replace(weights, values=weights.values.transpose(order)), source)
 
     def add_up(self, step: Step, weights: Weights, sources: list[int]) -> int:
         """Add a 2x2 transposed convolution: a 1x1 one for each of its four pixels, then depth to space.
@@ -81,38 +95,61 @@ class FloatBuilder:
         Of several inputs (`split_ups`) each is convolved depthwise, and what comes of them is added up: 0.4
         times the time of CONV_2D in groups.
         """
-        bias, quarters = self.bias(weights, 1 / len(sources)), []
-        values = weights.values.reshape(step.channels, -1, 4)
+        values, quarters = weights.values.reshape(step.channels, -1, 4), []
+        bias = None if weights.bias is None else weights.bias / np.float32(len(sources))
         for quarter in range(4):
             parts = []
             for number, source in enumerate(sources):
+                kind, rows = "CONV_2D", values[:, None, None, :, quarter]
                 if len(sources) > 1:
-                    kind, axis, rows = "DEPTHWISE_CONV_2D", 3, values[None, None, None, :, number, quarter]
-                else:
-                    kind, axis, rows = "CONV_2D", 0, values[:, None, None, :, quarter]
-                inputs = [source, self.unpack(rows, weights.scales, axis), bias]
-                parts.append(self.writer.operator(kind, inputs, self.make(source, step.channels)))
+                    kind, rows = "DEPTHWISE_CONV_2D", values[None, None, None, :, number, quarter]
+                parts.append(self.convolve(step, kind, replace(weights, values=rows, bias=bias), source))
             while len(parts) > 1:
-                total = self.make(sources[0], step.channels)
+                total = self.make(step, sources[0])
                 parts = [*parts[2:], self.writer.operator("ADD", parts[:2], total)]
             quarters += parts
-        together = self.make(sources[0], 4 * step.channels)
+        together = self.make(step, sources[0], parts=4)
         self.writer.operator("CONCATENATION", quarters, together)
-        return self.writer.operator("DEPTH_TO_SPACE", [together], self.make(sources[0], step.channels, 2))
+        return self.writer.operator("DEPTH_TO_SPACE", [together], self.make(step, sources[0], scale=2))
 
     def add_step(self, step: Step) -> int:
         """Add a step; return its output."""
-        inputs, writer = [self.values[name] for name in step.inputs], self.writer
+        inputs = [self.values[name] for name in step.inputs]
         if step.kind == "pool":
-            return writer.operator("MAX_POOL_2D", inputs, self.make(inputs[0], step.channels, 0.5))
+            return self.writer.operator("MAX_POOL_2D", inputs, self.make(step, inputs[0], scale=0.5))
         if step.kind == "add":
-            relu = int(step.output in self.fused)
-            return writer.operator("ADD", inputs, self.make(inputs[0], step.channels), relu=relu)
+            made, relu = self.make(step, inputs[0]), int(step.output in self.fused)
+            return self.writer.operator("ADD", inputs, made, relu=relu)
         if step.kind == "relu" or step.weights is None:
             raise ValueError(f"LiteRT: a {step.kind} on its own")
         if step.kind == "up":
             return self.add_up(step, step.weights, inputs)
         return self.add_convolution(step, step.weights, inputs[0])
+
+    def add_steps(self, picture: int) -> int:
+        """Add all steps; return the residual of a picture."""
+        self.values[SOURCE] = picture
+        for step in self.steps:
+            self.values[step.output] = self.add_step(step)
+        return self.values[self.steps[-1].output]
+
+
+class FloatBuilder(Builder):
+    """Tensors of float32; weights are unpacked to them when the file is loaded."""
+
+    def make(self, step: Step, like: int, parts: int = 1, scale: float = 1.0) -> int:
+        """Add a tensor, as in Builder."""
+        return self.writer.tensor(self.shape_like(like, parts * step.channels, scale))
+
+    def convolve(self, step: Step, kind: str, weights: Weights, source: int) -> int:
+        """Add a convolution, as in Builder."""
+        made, zeros = self.make(step, source), np.zeros(len(weights.scales), np.int64)
+        packed = self.writer.constant(weights.values, (weights.scales, zeros, find_axis(kind)))
+        weight = self.writer.operator("DEQUANTIZE", [packed], self.writer.tensor(weights.values.shape))
+        # An operator without a bias is refused, or crashes.
+        bias = np.zeros_like(weights.scales) if weights.bias is None else weights.bias
+        inputs = [source, weight, self.writer.constant(bias)]
+        return self.writer.operator(kind, inputs, made, **find_options(step, self.fused, weights))
 
 
 def make_litert(network: Network, use_float: bool) -> bytes:
@@ -122,17 +159,13 @@ def make_litert(network: Network, use_float: bool) -> bytes:
         network: the look.
         use_float: [0, 1] in and out; else bytes.
     """
-    builder = FloatBuilder(network.steps)
+    builder = FloatBuilder(split_kernels(split_ups(network.steps)))
     writer, shape = builder.writer, (1, SIDE, SIDE, 3)
     pixels = {} if use_float else {"kind": "uint8", "scales": LEVELS}
     source = writer.tensor(shape, name="source", **pixels)
     strength = writer.tensor((1,), name="strength")
     picture = source if use_float else writer.operator("DEQUANTIZE", [source], writer.tensor(shape))
-    builder.values[SOURCE] = picture
-    for step in builder.steps:
-        builder.values[step.output] = builder.add_step(step)
-    residual = builder.values[builder.steps[-1].output]
-    scaled = writer.operator("MUL", [residual, strength], writer.tensor(shape))
+    scaled = writer.operator("MUL", [builder.add_steps(picture), strength], writer.tensor(shape))
     made_up = writer.tensor(shape, name="made_up", **pixels)
     if use_float:
         total = writer.operator("ADD", [picture, scaled], writer.tensor(shape), relu=1)  # not below 0

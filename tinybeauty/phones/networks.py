@@ -283,11 +283,8 @@ def split_ups(steps: list[Step], widest: int = 1 << 16) -> list[Step]:
     return done
 
 
-EVEN, ODD, ALL = (
-    slice(1, None, 2),
-    slice(0, None, 2),
-    slice(None),
-)  # of a kernel of 7, counted from its centre
+# Of a kernel of 7, counted from its centre.
+EVEN, ODD, ALL = slice(1, None, 2), slice(0, None, 2), slice(None)
 PIECES = ((EVEN, ALL, (2, 1)), (ODD, ODD, (2, 2)), (ODD, EVEN, (2, 2)))  # 21, 16 and 12 of 49
 
 

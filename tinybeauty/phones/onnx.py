@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from tinybeauty.blending import SIDE
 from tinybeauty.files import save_bytes
 from tinybeauty.phones.networks import SOURCE, Network, Step, Weights
 
-SIDE = 256
 OPSET, IR = 17, 8  # what ONNX Runtime of 2022 reads
 PACKAGES = ("onnx",)  # to write
 RUNTIME = "onnxruntime"  # to check
