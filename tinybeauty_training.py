@@ -654,7 +654,7 @@ def train(config: Config, resume: bool, overwrite: bool, team: Team, tracker: Tr
         train_set.move_to(device)
         torch.manual_seed(config.seed)
         model = TinyBeauty(runs.read_up_groups(output.path)) if resume else TinyBeauty()
-        if resume and config.start_from and not starting.is_state(config.start_from):
+        if resume and starting.is_folded(config.start_from):
             model.fold_().requires_grad_(True)
         elif config.start_from and not resume:  # then the state has the weights
             seen = load_batches(train_set, starting.choose_batches(len(train_set)), torch.device("cpu"))

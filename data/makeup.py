@@ -602,15 +602,13 @@ def lay_gloss(canvas: Array, face: Portrait, part: Part, alpha: Array, shade: Ar
 
 def for_skin(look: dict[str, Colours], depth: float) -> dict[str, Colours]:
     """Return a look with its deep_ keys blended in, `depth` of each and the rest of its twin."""
-    return {
-        group: values
-        | {
-            key[5:]: values[key[5:]] + (values[key] - values[key[5:]]) * depth
-            for key in values
-            if key.startswith("deep_")
-        }
-        for group, values in look.items()
-    }
+    blended = {group: dict(values) for group, values in look.items()}
+    for group, values in look.items():
+        for key, deep in values.items():
+            twin = key.removeprefix("deep_")
+            if twin != key:
+                blended[group][twin] = values[twin] + (deep - values[twin]) * depth
+    return blended
 
 
 def paint_look(face: Portrait, look: dict[str, Colours]) -> Array:

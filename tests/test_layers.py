@@ -47,7 +47,7 @@ def test_two_branches_are_the_convolution_of_the_concatenation():
 
 
 def test_upsampling_is_the_same_in_training_and_in_use():
-    layer, features = Upsample(16, 8), torch.rand(2, 16, 5, 7)
+    layer, features = Upsample(16, 8, groups=8), torch.rand(2, 16, 5, 7)
     assert layer.training
     torch.testing.assert_close(layer(features), nn.ConvTranspose2d.forward(layer, features))
     assert layer(features).shape == (2, 8, 10, 14)
@@ -61,5 +61,5 @@ def test_multiply_adds_of_one_layer():
 
 def test_parameters_are_weights_and_biases_and_no_statistics():
     assert count_parameters(ConvNormReLU(separable(4, 8, 7))) == 4 * 49 + 4 * 8 + 2 * 8
-    assert count_parameters(Upsample(16, 8)) == 16 * 4 + 8
+    assert count_parameters(Upsample(16, 8, groups=8)) == 16 * 4 + 8
     assert count_parameters(Upsample(16, 8, groups=2)) == 16 * 8 // 2 * 4 + 8

@@ -118,7 +118,7 @@ def run_command(command: Callable[[list[str]], None], argv: list[str] | None, in
         return 128 + stopped.signal_number  # as shells do
     except (KeyboardInterrupt, ImportError) as error:
         # A package in C++ makes an ImportError of a Ctrl-C that comes while it is imported.
-        if not isinstance(error.__cause__ or error, KeyboardInterrupt):
+        if isinstance(error, ImportError) and not isinstance(error.__cause__, KeyboardInterrupt):
             raise
         tell(interrupted)
         return 130

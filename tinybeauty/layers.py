@@ -29,16 +29,16 @@ class Depthwise(nn.Conv2d):
 
 
 class Upsample(nn.ConvTranspose2d):
-    """A 2x2 transposed convolution that doubles the size, in as many groups as it has channels to give.
+    """A 2x2 transposed convolution that doubles the size.
 
     Args:
-        in_channels: a multiple of `out_channels`.
-        out_channels: each is made of neighbours among the channels that come in, and of no others.
-        groups: fewer of them mix more channels; 1 mixes all.
+        in_channels: a multiple of `groups`.
+        out_channels: a multiple of `groups`.
+        groups: each channel is made of those of its group; as many as `out_channels` cost least, 1 mixes all.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, groups: int | None = None) -> None:
-        super().__init__(in_channels, out_channels, 2, stride=2, groups=groups or out_channels)
+    def __init__(self, in_channels: int, out_channels: int, groups: int) -> None:
+        super().__init__(in_channels, out_channels, 2, stride=2, groups=groups)
 
     def forward(self, features: Tensor) -> Tensor:
         """Return (B, C_out, 2H, 2W)."""

@@ -125,6 +125,11 @@ def is_state(start_from: str | Path) -> bool:
     return str(start_from).endswith(".ckpt")
 
 
+def is_folded(start_from: str) -> bool:
+    """Tell whether a run with this start trains without BatchNorms."""
+    return start_from != "" and not is_state(start_from)
+
+
 def load_state(path: Path, build: Callable[[Any], Any]) -> nn.Module:
     """Return the averaged network of a run's state, with its BatchNorms, on the CPU and in eval mode.
 
@@ -137,8 +142,8 @@ def load_state(path: Path, build: Callable[[Any], Any]) -> nn.Module:
     """
     state = load_content(path, RUN_FORMAT)
     with name_damaged(path):
-        model, before = build(state["architecture"]["up_groups"]), state["config"]["start_from"]
-        if before and not is_state(before):
+        model = build(state["architecture"]["up_groups"])
+        if is_folded(state["config"]["start_from"]):
             model.fold_()
         model.load_state_dict(state["average"])
     return model.eval()
