@@ -49,7 +49,8 @@ RACE = """async () => {
   self.ours = async (rounds) => { while (rounds--) self.residual = runLook(engine, look, picture); };
   await theirs(5);
   await ours(5);
-  const own = (value, at) => Math.min(Math.max(value + residual[place(at)], 0), 1);
+  const added = (at) => residual[at % count * 4 + Math.floor(at / count)];  // (H, W, 4)
+  const own = (value, at) => Math.min(Math.max(value + added(at), 0), 1);
   return planes.reduce((most, value, at) => Math.max(most, 255 * Math.abs(own(value, at) - made[at])), 0);
 }"""
 

@@ -11,31 +11,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import make_bold_model
 from PIL import Image
 
 from tinybeauty import shipping
 from tinybeauty.faces import find_faces
 from tinybeauty.page.build_engine import build_engine
 from tinybeauty_apply import put_makeup_on
-from tinybeauty_training import TinyBeauty, load_model
+from tinybeauty_training import load_model
 
 ROOT = Path(__file__).resolve().parent.parent
 LOOK = ROOT / "tinybeauty_model" / "pretrained" / "evening.pt"
 
 
 KINDS = {"in 4 groups": 4, "in as many groups as channels": (64, 32, 16)}  # how the up layers are grouped
-
-
-def make_look(path: Path, groups: int | tuple[int, ...]) -> None:
-    """Write a look with up layers in some groups and random weights."""
-    torch.manual_seed(0)
-    model = TinyBeauty(groups)
-    for norm in model.modules():
-        if isinstance(norm, torch.nn.BatchNorm2d):
-            torch.nn.init.normal_(norm.running_mean, std=0.2)
-            torch.nn.init.uniform_(norm.running_var, 0.5, 2.0)
-    torch.nn.init.normal_(model.out.weight, std=0.2)  # which it begins with 0
-    path.write_bytes(shipping.to_bytes(shipping.pack(model)))
 
 
 @pytest.fixture(scope="module")
@@ -60,15 +49,16 @@ def scene(face_models, tmp_path_factory):
     ]
     looks = [folder / f"{kind}.pt" for kind in KINDS]
     for path, groups in zip(looks, KINDS.values(), strict=True):
-        make_look(path, groups)
+        model = make_bold_model(torch.rand(2, 3, 64, 64), 0.1, groups)
+        path.write_bytes(shipping.to_bytes(shipping.pack(model)))
     command += [folder / "rgba", folder / "out", *looks]
     command = [str(part) for part in command]
     said = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     pixels = np.frombuffer((folder / "out").read_bytes(), np.uint8).reshape(photo.height, photo.width, 4)
     face = np.frombuffer((folder / "out.face").read_bytes(), np.uint8).reshape(256, 256, 3)
-    residual = np.frombuffer((folder / "out.residual").read_bytes(), np.float32).reshape(256, 256, 3)
-    made = [np.frombuffer((folder / f"out.residual{index}").read_bytes(), np.float32) for index in range(2)]
-    networks = list(zip(map(load_model, [LOOK, *looks]), [residual, *made], strict=True))
+    files = [folder / f"out.residual{end}" for end in ("", 0, 1)]
+    residuals = [np.frombuffer(file.read_bytes(), np.float32).reshape(256, 256, 4)[..., :3] for file in files]
+    networks = list(zip(map(load_model, [LOOK, *looks]), residuals, strict=True))
     return photo, said, pixels, face, networks
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 FLAGS = (
-    "-target wasm32-freestanding -mcpu=generic+simd128+bulk_memory+nontrapping_fptoint -O3 -ffreestanding "
+    "-target wasm32-freestanding -mcpu=generic+simd128+bulk_memory+nontrapping_fptoint -Os -ffreestanding "
     "-fno-builtin -nostdlib -std=c11 -Wall -Wextra -Werror -Wl,--no-entry -Wl,--strip-all"
 )
 

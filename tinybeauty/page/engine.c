@@ -10,6 +10,7 @@
 #define KERNEL(name) __attribute__((export_name(#name))) void name
 #define INLINE static inline __attribute__((always_inline))
 #define TILE_FLOATS 4096  // of the input at a time: 16 KB stay in the first cache while all weights pass by
+#define TILE_PIXELS 64  // of a line, for the same reason
 
 typedef v128_t f4;
 
@@ -31,25 +32,26 @@ INLINE f4 activate(f4 value, int activation, const float *slope) {
 // ------------------------------------------------------------------------------------------------------
 // 1 x 1 convolution: out[p, n] = activate(bias[n] + sum over k of in[p, k] * weight[k, n] + added[p, n])
 // ------------------------------------------------------------------------------------------------------
-INLINE void multiply_block(const int pixels, const int vectors, const float *in, int in_step, float *out,
-                           int out_step, int depth, const float *weight, const float *bias,
+INLINE void multiply_block(const int pixels, const int vectors, const float *in, int in_step, int lines, int line,
+                           float *out, int out_step, int depth, const float *weight, const float *bias,
                            const float *added, int activation, const float *slope) {
     f4 sum[pixels][vectors];
 #pragma unroll
     for (int p = 0; p < pixels; p++)
 #pragma unroll
         for (int v = 0; v < vectors; v++) sum[p][v] = load(bias + 4 * v);
-    for (int k = 0; k < depth; k++) {
-        f4 row[vectors];
+    for (; lines; lines--, in += line - depth)
+        for (const float *end = in + depth; in < end; in++, weight += 4 * vectors) {
+            f4 row[vectors];
 #pragma unroll
-        for (int v = 0; v < vectors; v++) row[v] = load(weight + (k * vectors + v) * 4);
+            for (int v = 0; v < vectors; v++) row[v] = load(weight + 4 * v);
 #pragma unroll
-        for (int p = 0; p < pixels; p++) {
-            f4 value = wasm_v128_load32_splat(in + p * in_step + k);
+            for (int p = 0; p < pixels; p++) {
+                f4 value = wasm_v128_load32_splat(in + p * in_step);
 #pragma unroll
-            for (int v = 0; v < vectors; v++) sum[p][v] = multiply_add(value, row[v], sum[p][v]);
+                for (int v = 0; v < vectors; v++) sum[p][v] = multiply_add(value, row[v], sum[p][v]);
+            }
         }
-    }
 #pragma unroll
     for (int p = 0; p < pixels; p++)
 #pragma unroll
@@ -61,16 +63,16 @@ INLINE void multiply_block(const int pixels, const int vectors, const float *in,
 }
 
 #define MULTIPLY(pixels, vectors, first, channel)                                                         \
-    multiply_block(pixels, vectors, in + (first) * in_step, in_step, out + (first) * out_step + channel,  \
-                   out_step, depth, weight + (channel) * depth, bias + channel,                           \
-                   added ? added + (first) * out_step + channel : 0, activation, slope + channel)
+    multiply_block(pixels, vectors, in + (first) * in_step, in_step, lines, line,                         \
+                   out + (first) * out_step + channel, out_step, depth, weight + (channel) * lines * depth, \
+                   bias + channel, added ? added + (first) * out_step + channel : 0, activation, slope + channel)
 
+// Of each pixel `lines` stretches of `depth` numbers, `line` apart, are read: one, but for `convolve` below.
 // `channels` is a multiple of 4; `added` may be 0 and may be `out`; steps are in floats.
-KERNEL(pointwise)(const float *in, int in_step, float *out, int out_step, int pixels, int depth,
-                  int channels, const float *weight, const float *bias, const float *added, int activation,
-                  const float *slope) {
-    int tile = TILE_FLOATS / depth & ~3;
-    if (tile < 4) tile = 4;
+KERNEL(pointwise)(const float *in, int in_step, int lines, int line, float *out, int out_step, int pixels,
+                  int depth, int channels, const float *weight, const float *bias, const float *added,
+                  int activation, const float *slope) {
+    int tile = depth > TILE_FLOATS / 4 ? 4 : TILE_FLOATS / depth & ~3;
     for (int start = 0; start < pixels; start += tile) {
         int end = start + tile < pixels ? start + tile : pixels;
         for (int channel = 0; channel < channels; channel += 8) {
@@ -87,27 +89,35 @@ KERNEL(pointwise)(const float *in, int in_step, float *out, int out_step, int pi
 }
 
 // ------------------------------------------------------------------------------------------------------
-// Convolution: each output pixel's window of (kernel_h, kernel_w, depth) numbers is one row of a matrix, of
-// which one output row at a time is laid into `scratch`; the rest is the 1 x 1 convolution above.
+// Convolution: the 1 x 1 convolution above of each output pixel's window of (kernel_h, kernel_w, step)
+// numbers, weight (kernel_h, kernel_w, step, n). Windows that reach beyond the picture are laid into `scratch`.
 // out[y, x, n] = sum over i, j, k of in[y * stride + i - top, x * stride + j - left, k] * weight[i, j, k, n]
 // ------------------------------------------------------------------------------------------------------
-KERNEL(convolve)(const float *in, int height, int width, int step, int depth, float *out, int out_height,
-                 int out_width, int channels, int kernel_h, int kernel_w, int stride, int top, int left,
-                 const float *weight, const float *bias, float *scratch, const float *added, int activation,
-                 const float *slope) {
-    int window = kernel_h * kernel_w * depth, row = out_width * channels;
+KERNEL(convolve)(const float *in, int height, int width, int step, float *out, int out_height, int out_width,
+                 int channels, int kernel_h, int kernel_w, int stride, int top, int left, const float *weight,
+                 const float *bias, float *scratch, const float *added, int activation, const float *slope) {
+    int line = width * step, stretch = kernel_w * step;
     for (int y = 0; y < out_height; y++) {
-        float *to = scratch;
-        for (int x = 0; x < out_width; x++)
-            for (int i = 0; i < kernel_h; i++)
-                for (int j = 0; j < kernel_w; j++, to += depth) {
-                    int from_y = y * stride + i - top, from_x = x * stride + j - left;
-                    int inside = from_y >= 0 && from_y < height && from_x >= 0 && from_x < width;
-                    const float *from = in + (from_y * width + from_x) * step;
-                    for (int k = 0; k < depth; k++) to[k] = inside ? from[k] : 0;
-                }
-        pointwise(scratch, window, out + y * row, channels, out_width, window, channels, weight, bias,
-                  added ? added + y * row : 0, activation, slope);
+        int from_y = y * stride - top, whole = from_y >= 0 && from_y + kernel_h <= height && kernel_w <= width + left;
+        int first = whole ? (left + stride - 1) / stride : out_width;  // windows from here to `last` are inside
+        int last = whole ? (width + left - kernel_w) / stride + 1 : out_width;
+        for (int x = 0, end; x < out_width; x = end) {
+            int inside = x >= first && x < last;
+            end = inside ? last : x < first && first < out_width ? first : out_width;
+            float *to = scratch;
+            for (int pixel = x; pixel < end && !inside; pixel++)
+                for (int i = 0; i < kernel_h; i++)
+                    for (int at = 0; at < stretch; at += 4, to += 4) {
+                        int at_y = from_y + i, at_x = (pixel * stride - left) * step + at;
+                        int there = at_y >= 0 && at_y < height && at_x >= 0 && at_x < line;
+                        store(to, there ? load(in + at_y * line + at_x) : wasm_f32x4_const_splat(0));
+                    }
+            int place = (y * out_width + x) * channels;
+            const float *from = inside ? in + from_y * line + (x * stride - left) * step : scratch;
+            pointwise(from, inside ? stride * step : kernel_h * stretch, kernel_h, inside ? line : stretch,
+                      out + place, channels, end - x, stretch, channels, weight, bias, added ? added + place : 0,
+                      activation, slope);
+        }
     }
 }
 
@@ -132,6 +142,23 @@ INLINE void slide(const int pixels, const float *in, int line, int step, float *
     for (int p = 0; p < pixels; p++) store(out + p * channels, activate(sum[p], activation, slope));
 }
 
+// Four pixels under a kernel of 3, stride 1: six numbers of each line serve all four.
+INLINE void slide_three(const float *in, int line, float *out, int channels, int low, int high,
+                        const float *weight, f4 bias, int activation, const float *slope) {
+    f4 sum[4] = {bias, bias, bias, bias};
+    for (int i = low; i < high; i++) {
+        const float *from = in + i * line, *factor = weight + 3 * i * channels;
+        f4 value[6];
+#pragma unroll
+        for (int p = 0; p < 6; p++) value[p] = load(from + p * channels);
+#pragma unroll
+        for (int j = 0; j < 3; j++)
+#pragma unroll
+            for (int p = 0; p < 4; p++) sum[p] = multiply_add(value[p + j], load(factor + j * channels), sum[p]);
+    }
+    for (int p = 0; p < 4; p++) store(out + p * channels, activate(sum[p], activation, slope));
+}
+
 KERNEL(depthwise)(const float *in, int height, int width, int channels, float *out, int out_height,
                   int out_width, int kernel, int stride, int top, int left, const float *weight,
                   const float *bias, int activation, const float *slope) {
@@ -139,25 +166,29 @@ KERNEL(depthwise)(const float *in, int height, int width, int channels, float *o
     for (int y = 0; y < out_height; y++) {
         int from_y = y * stride - top;
         int low = from_y < 0 ? -from_y : 0, high = from_y + kernel > height ? height - from_y : kernel;
-        for (int c = 0; c < channels; c += 4) {
-            f4 start = load(bias + c);
-            for (int x = 0; x < out_width;) {
-                int from_x = x * stride - left;
-                const float *from = in + from_y * line + from_x * channels + c;
-                float *to = out + (y * out_width + x) * channels + c;
-                if (from_x >= 0 && x + 4 <= out_width && from_x + 3 * stride + kernel <= width) {
-                    slide(4, from, line, channels, to, channels, low, high, 0, kernel, kernel, weight + c,
-                          start, activation, slope + c, move);
-                    x += 4;
-                } else {
-                    int first = from_x < 0 ? -from_x : 0;
-                    int last = from_x + kernel > width ? width - from_x : kernel;
-                    slide(1, from, line, channels, to, channels, low, high, first, last, kernel, weight + c,
-                          start, activation, slope + c, move);
-                    x++;
+        for (int tile = 0; tile < out_width; tile += TILE_PIXELS)
+            for (int c = 0; c < channels; c += 4)
+                for (int x = tile, end = tile + TILE_PIXELS < out_width ? tile + TILE_PIXELS : out_width; x < end;) {
+                    f4 start = load(bias + c);
+                    int from_x = x * stride - left;
+                    const float *from = in + from_y * line + from_x * channels + c;
+                    float *to = out + (y * out_width + x) * channels + c;
+                    if (from_x >= 0 && x + 4 <= end && from_x + 3 * stride + kernel <= width) {
+                        if (kernel == 3 && stride == 1)
+                            slide_three(from, line, to, channels, low, high, weight + c, start, activation,
+                                        slope + c);
+                        else
+                            slide(4, from, line, channels, to, channels, low, high, 0, kernel, kernel,
+                                  weight + c, start, activation, slope + c, move);
+                        x += 4;
+                    } else {
+                        int first = from_x < 0 ? -from_x : 0;
+                        int last = from_x + kernel > width ? width - from_x : kernel;
+                        slide(1, from, line, channels, to, channels, low, high, first, last, kernel, weight + c,
+                              start, activation, slope + c, move);
+                        x++;
+                    }
                 }
-            }
-        }
     }
 }
 
@@ -174,7 +205,7 @@ KERNEL(upsample)(const float *in, int height, int width, int depth, float *out, 
     for (int y = 0; y < height; y++)
         for (int corner = 0; corner < 4; corner++)
             for (int group = 0; group < groups; group++)
-                pointwise(in + y * width * step + group * depth, step,
+                pointwise(in + y * width * step + group * depth, step, 1, 0,
                           out + ((2 * y + corner / 2) * 2 * width + corner % 2) * out_step + group * channels,
                           2 * out_step, width, depth, channels,
                           weight + (corner * groups + group) * depth * channels, bias + group * channels, 0,

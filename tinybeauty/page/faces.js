@@ -148,10 +148,10 @@ class FaceModels {
       {score: one.score, box: findBounds(one.box.map(back[quarters])), keys: one.keys.map(back[quarters])}]));
   }
 
-  /** Return {points, presence} of the mesh that looks at a square of a picture, in the picture's pixels. */
-  findMesh(picture, square) {
+  /** Return {points, presence} of the mesh that looks at a square of a picture, in the picture's pixels; how: as for cutSquare. */
+  findMesh(picture, square, how) {
     const [corner, right, down] = square, half = 0.5 / MESH_SIDE;  // MediaPipe counts pixels from their centres here
-    const first = plus(plus(plus(corner, right, -half), down, -half), [0.5, 0.5]), cut = cutSquare(this.mesh.engine, picture, [first, right, down], MESH_SIDE, {up: 0.5});
+    const first = plus(plus(plus(corner, right, -half), down, -half), [0.5, 0.5]), cut = cutSquare(this.mesh.engine, picture, [first, right, down], MESH_SIDE, {up: 0.5, ...how});
     const [mesh, lips, leftEye, rightEye, irisLeft, irisRight, flag] = this.mesh.run(cut, 1 / 255, 0);
     const points = Array.from({length: 478}, (_, index) => [mesh[3 * index], mesh[3 * index + 1], mesh[3 * index + 2]]), subsets = this.mesh.subsets;
     [lips, leftEye, rightEye].forEach((part, index) => subsets[index].forEach((number, place) => {
@@ -280,7 +280,7 @@ function findAll(photo, models, rounds, ways = ['quickly', 'thoroughly']) {
 
 /** Return a face near to where it was in the frame before, null if it is not there. */
 function track(photo, models, points) {
-  const [seen] = models.lookClosely(photo, findFrame(points), [[0, 0, 1, 0]]);
+  const square = findFrame(points), seen = models.findMesh(photo, square, {edge: 1, fine: Math.max(Math.trunc(span(square[1]) / MESH_SIDE), 1)});
   try {
     checkPlausible(seen.points);
   } catch (reason) {
@@ -384,13 +384,13 @@ const RAMP = Float32Array.from({length: SIDE}, (_, at) => {
   return share * share * (3 - 2 * share);
 });
 
-/** Return what a look adds to an aligned face, (SIDE, SIDE, 3) in grey levels, faded out at the border. */
+/** Return what a look adds to an aligned face, (SIDE, SIDE, 4) in grey levels, faded out at the border. */
 function findResidual(engine, look, picture) {
   const residual = runLook(engine, look, picture);
-  for (let y = 0, at = 0; y < SIDE; y++)
-    for (let x = 0; x < SIDE; x++)
-      for (let share = 255 * Math.min(RAMP[x], RAMP[y]), end = at + 3; at < end; at++) {
-        const pixel = picture.data[at] / 255;
+  for (let y = 0, at = 0, from = 0; y < SIDE; y++)
+    for (let x = 0; x < SIDE; x++, at++)
+      for (let share = 255 * Math.min(RAMP[x], RAMP[y]), end = at + 3; at < end; at++, from++) {
+        const pixel = picture.data[from] / 255;
         residual[at] = (clamp(pixel + residual[at], 0, 1) - pixel) * share;
       }
   return residual;
@@ -402,7 +402,7 @@ function layMakeup(engine, photo, face, look, request) {
   if (!face.residuals.has(look)) face.residuals.set(look, findResidual(engine, look, aligned.picture));
   if (!aligned.masks && !one) aligned.masks = findMasks(aligned.points);
   let weighed = face.residuals.get(look).slice();
-  for (let at = 0, place = 0; at < weighed.length; at += 3, place++) {
+  for (let at = 0, place = 0; at < weighed.length; at += 4, place++) {
     const part = one ? skin : skin + (lips - skin) * aligned.masks.lips[place] + (eyes - skin) * aligned.masks.eyes[place], share = strength * face.weight * part;
     weighed[at] *= share;
     weighed[at + 1] *= share;
@@ -412,7 +412,7 @@ function layMakeup(engine, photo, face, look, request) {
   const [[a, b], [d, e]] = way, fine = Math.sqrt(Math.abs(a * e - b * d));
   if (fine >= 1.2) {  // no finer than the photo, or it would jag
     size = Math.max(roundEven(SIDE / fine), 8);
-    weighed = resample({width: SIDE, height: SIDE, channels: 3, data: weighed}, size, size, CUBIC).data;
+    weighed = resample({width: SIDE, height: SIDE, channels: 4, data: weighed}, size, size, CUBIC).data;
     way = way.map((row) => row.map((value) => value * size / SIDE));
   }
   const [low, high] = findBounds([[0, 0], [0, 1], [1, 1], [1, 0]].map(([x, y]) => inSquare(aligned.square, x, y)));
@@ -423,9 +423,7 @@ function layMakeup(engine, photo, face, look, request) {
   const pixels = (frame + 4 * line * (size + 8) + 15) & ~15;
   engine.ensure(pixels + 4 * width * band);
   const floats = engine.floats(frame, line * (size + 8)).fill(0);
-  for (let y = 0, from = 0; y < size; y++)
-    for (let x = 0, to = (y + 4) * line + 16; x < size; x++, to += 4)
-      for (let channel = 0; channel < 3; channel++) floats[to + channel] = weighed[from++];
+  for (let y = 0; y < size; y++) floats.set(weighed.subarray(4 * size * y, 4 * size * (y + 1)), (y + 4) * line + 16);
   for (let first = top; first < bottom; first += band) {
     const rows = Math.min(band, bottom - first), bytes = new Uint8Array(engine.memory.buffer, pixels, 4 * width * rows);
     for (let row = 0; row < rows; row++) {

@@ -68,6 +68,12 @@ function packRows(depth, channels, at) {
   return packed;
 }
 
+/** Return a convolution's weights for `pointwise`: a window's places, each of padded depth; at(place, k, n) gives one. */
+function packWindow(places, depth, channels, at) {
+  const step = pad4(depth);
+  return packRows(places * step, channels, (row, n) => row % step < depth ? at(Math.floor(row / step), row % step, n) : 0);
+}
+
 /** Return numbers with zeros behind them, up to a multiple of 4. */
 function padRow(values, channels) {
   const row = new Float32Array(pad4(channels));
@@ -140,8 +146,8 @@ function callKernel(engine, node, shapes, places, scratch) {
   switch (node.op) {
     case 'conv':
       if (node.kernel === 1 && node.stride === 1)
-        return () => kernels.pointwise(input, step, output, outStep, height * width, channels, outStep, node.weight, node.bias, other, ...end);
-      return () => kernels.convolve(input, height, width, step, channels, output, outHeight, outWidth, outStep, node.kernel,
+        return () => kernels.pointwise(input, step, 1, 0, output, outStep, height * width, step, outStep, node.weight, node.bias, other, ...end);
+      return () => kernels.convolve(input, height, width, step, output, outHeight, outWidth, outStep, node.kernel,
         node.kernel, node.stride, top, left, node.weight, node.bias, scratch, other, ...end);
     case 'deep':
       return () => kernels.depthwise(input, height, width, step, output, outHeight, outWidth, node.kernel, node.stride,
@@ -206,7 +212,7 @@ class Graph {
           else values.set(node.output, result);
         });
       } else {
-        const row = node.op === 'conv' ? 4 * shapes.get(node.output)[1] * node.kernel ** 2 * shapes.get(node.inputs[0])[2] : 0;
+        const row = node.op === 'conv' ? 4 * shapes.get(node.output)[1] * node.kernel ** 2 * pad4(shapes.get(node.inputs[0])[2]) : 0;
         const scratch = take((row + 15) & ~15);
         steps.push(callKernel(engine, node, shapes, places, scratch));
         release(scratch, (row + 15) & ~15);
@@ -230,8 +236,8 @@ class Graph {
     return {height, width, channels, data};
   }
 
-  /** Return the outputs, flat, for an RGB picture {height, width, data}; a byte v becomes v * factor + shift. */
-  run(picture, factor, shift) {
+  /** Run on an RGB picture {height, width, data}, a byte v being v * factor + shift; return the plan: where what is. */
+  compute(picture, factor, shift) {
     const {height, width, data} = picture, plan = this.plan(height, width);
     const input = this.engine.floats(plan.input, height * width * 4);
     for (let from = 0, to = 0; from < 3 * height * width; from += 3, to += 4) {
@@ -241,6 +247,12 @@ class Graph {
       input[to + 3] = 0;
     }
     for (const step of plan.steps) step();
+    return plan;
+  }
+
+  /** Return the outputs, flat; arguments as for `compute`. */
+  run(...given) {
+    const plan = this.compute(...given);
     return this.outputs.map((number) => {
       const value = plan.values.has(number) ? plan.values.get(number) : this.read(plan, number);
       return (value.data || value).slice();
@@ -377,7 +389,7 @@ function makeConvolution(engine, name, options, inputs, output, constants, pad) 
   if (deep) {
     weight = new Float32Array(window * pad4(depth));
     for (let place = 0; place < window; place++) weight.set(values.subarray(place * depth, (place + 1) * depth), place * pad4(depth));
-  } else weight = packRows(window * depth, count, (k, n) => values[n * window * depth + k]);
+  } else weight = packWindow(window, depth, count, (place, k, n) => values[(n * window + place) * depth + k]);
   return {op: deep ? 'deep' : 'conv', inputs: [inputs[0]], output, kernel, stride: options.int(2), channels, pad: same ? 'same' : pad,
     weight: engine.keep(weight), bias: engine.keep(padRow(bias, channels)), activation: options.byte(deep ? 4 : 3) ? RELU : NONE};
 }

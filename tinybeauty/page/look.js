@@ -142,7 +142,7 @@ class Packer {
   /** Convolve; `added` is a tensor to add, null for none. */
   conv(input, depth, channels, kernel, activation, bias = true, added = null) {
     const rows = this.takeRows(channels, depth * kernel * kernel), window = kernel * kernel;
-    const weight = packRows(window * depth, channels, (k, n) => rows[(n * depth + k % depth) * window + Math.floor(k / depth)]);
+    const weight = packWindow(window, depth, channels, (place, k, n) => rows[(n * depth + k) * window + place]);
     return this.add({op: 'conv', inputs: added === null ? [input] : [input, added], kernel, stride: 1, channels, pad: kernel >> 1, activation,
       weight: this.keep(weight), bias: this.keep(padRow(bias ? this.take('biases', channels) : null, channels))});
   }
@@ -232,7 +232,8 @@ function readLook(engine, bytes, name) {
 function runLook(engine, look, picture) {
   if (engine.loaded !== look) engine.floats(engine.slot, look.weights.length).set(look.weights);
   engine.loaded = look;
-  return look.graph.run(picture, 1 / 255, 0)[0];
+  const {places} = look.graph.compute(picture, 1 / 255, 0);
+  return engine.floats(places.get(look.graph.outputs[0]), 4 * picture.width * picture.height).slice();
 }
 
 // --- The studio ---------------------------------------------------------------------------------------

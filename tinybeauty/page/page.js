@@ -4,7 +4,7 @@
 const find = (id) => document.getElementById(id);
 const SLIDERS = ['strength', 'lips', 'eyes', 'skin'];
 let worker = null, lookNow = 0, busy = true, waiting = false;  // busy: the Worker has a picture to make up; waiting: it is out of date already
-let stream = null, video = null, frameTimes = [], early = null;  // early: a file that came before the page was ready
+let stream = null, video = null, fresh = false, frameTimes = [], early = null;  // fresh: the camera has a frame that the Worker has not; early: a file that came before the page was ready
 
 /** Say something; it goes again after a while unless it is to stay. */
 function say(text, stays = false) {
@@ -111,6 +111,7 @@ const answers = {
   frame({before, after, faces}) {
     busy = false;
     if (!stream) return refresh();
+    sendFrame();
     show(find('before'), before);
     show(find('after'), after);
     frameTimes = [...frameTimes, performance.now()].slice(-31);
@@ -189,19 +190,25 @@ function stopCamera(back) {
   if (back) worker.postMessage({kind: 'leaveCamera', settings: settings()});
 }
 
-/** Hand the Worker the newest frame whenever it is free; frames in between are dropped. */
-async function nextFrame() {
-  if (!stream) return;
-  if (!busy && video.videoWidth) {
-    busy = true;
-    try {
-      const bitmap = await createImageBitmap(video);
-      worker.postMessage({kind: 'frame', bitmap, settings: settings()}, [bitmap]);
-    } catch (error) {
-      busy = false;  // no frame there yet
-    }
+/** Hand the Worker the newest frame when it is free, and it has not seen it; frames in between are dropped. */
+async function sendFrame() {
+  if (busy || !fresh || !(video && video.videoWidth)) return;
+  busy = true;
+  fresh = false;
+  try {
+    const bitmap = await createImageBitmap(video);
+    worker.postMessage({kind: 'frame', bitmap, settings: settings()}, [bitmap]);
+  } catch (error) {
+    busy = false;  // no frame there yet
   }
-  if (video && video.requestVideoFrameCallback) video.requestVideoFrameCallback(nextFrame);
+}
+
+/** Note that the camera has a new frame. */
+function nextFrame() {
+  if (!stream) return;
+  fresh = true;
+  sendFrame();
+  if (video.requestVideoFrameCallback) video.requestVideoFrameCallback(nextFrame);
   else requestAnimationFrame(nextFrame);
 }
 
