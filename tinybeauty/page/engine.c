@@ -304,14 +304,13 @@ INLINE void write_pixel(unsigned char *to, f4 value) {  // cut to a whole level,
 // ------------------------------------------------------------------------------------------------------
 // A residual laid onto a photo: Keys 1981, cubic convolution with a = -0.75, 0 outside of the residual
 // ------------------------------------------------------------------------------------------------------
-INLINE f4 find_cubic(float t) {  // the shares of four pixels, t from the second to the third
-    const float a = -0.75f;
 #define SPLAT wasm_f32x4_const_splat
-    f4 d = wasm_f32x4_make(t + 1, t, 1 - t, 2 - t), square = wasm_f32x4_mul(d, d);
-    f4 inner = multiply_add(wasm_f32x4_sub(wasm_f32x4_mul(SPLAT(a + 2), d), SPLAT(a + 3)), square, SPLAT(1));
-    f4 outer = wasm_f32x4_add(wasm_f32x4_mul(wasm_f32x4_sub(wasm_f32x4_mul(SPLAT(a), d), SPLAT(5 * a)), square),
-                              wasm_f32x4_mul(SPLAT(4 * a), wasm_f32x4_sub(wasm_f32x4_add(d, d), SPLAT(1))));
-    return wasm_i32x4_shuffle(outer, inner, 0, 5, 6, 3);
+INLINE f4 find_cubic(float place) {  // the shares of four pixels, `place` from the second to the third
+    const float a = -0.75f;
+    f4 t = wasm_f32x4_splat(place), shares = wasm_f32x4_make(a, a + 2, -a - 2, -a);
+    shares = multiply_add(shares, t, wasm_f32x4_make(-2 * a, -a - 3, 2 * a + 3, a));
+    shares = multiply_add(shares, t, wasm_f32x4_make(a, 0, -a, 0));
+    return multiply_add(shares, t, wasm_f32x4_make(0, 1, 0, 0));
 }
 
 // One row's four pixels by their shares.
