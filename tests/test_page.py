@@ -363,6 +363,21 @@ def test_own_look_and_the_full_size_is_saved(page):
     assert read_after(page) != before
 
 
+def test_files_that_come_before_the_page_is_ready_are_opened(browser, document):
+    late = """
+      const {postMessage} = Worker.prototype;
+      Worker.prototype.postMessage = function (message, ...rest) {
+        setTimeout(() => postMessage.call(this, message, ...rest), message.kind === 'start' ? 1000 : 0);
+      };"""
+    page = open_page(browser, document, late)
+    wall = to_jpeg(draw_photo((300, 200)))
+    hand_over(page, "drop", [("mine.pt", LOOKS[2].read_bytes()), ("wall.jpg", wall)])
+    assert page.evaluate("document.body.dataset.ready") is None
+    wait_for_words(page, "No face found")
+    assert page.locator("#looks label").all_inner_texts() == ["evening", "natural", "bold", "mine"]
+    page.context.close()
+
+
 # --- Hands and eyes -----------------------------------------------------------------------------------
 def test_sliders_and_line_answer_to_keys(page):
     before, made = read_after(page), count(page, "made")
@@ -402,6 +417,101 @@ def test_camera(page):
     assert download.value.suggested_filename.startswith("camera ")
     page.click("#camera")
     assert page.inner_text("#camera") == "Use the camera"
+
+
+def test_camera_asked_for_twice_or_stopped_before_it_shows_anything(page):
+    page.evaluate("""() => {
+      self.asked = 0;
+      const {getUserMedia} = MediaDevices.prototype, {play} = HTMLMediaElement.prototype;
+      const wait = () => new Promise((resolve) => setTimeout(resolve, 400));
+      navigator.mediaDevices.getUserMedia = async (...given) => {
+        self.asked++;
+        await wait();
+        return getUserMedia.apply(navigator.mediaDevices, given);
+      };
+      HTMLMediaElement.prototype.play = function () {
+        return wait().then(() => play.call(this)).finally(() => { self.played = true; });
+      };
+    }""")
+    page.click("#camera")
+    page.click("#camera")
+    page.wait_for_timeout(500)
+    assert page.evaluate("self.asked") == 1
+    page.click("#save")
+    wait_for_words(page, "The camera has shown nothing yet")
+    made = count(page, "made")
+    page.click("#camera")
+    wait_for_more(page, "made", made)
+    while not page.evaluate("self.played"):
+        page.wait_for_timeout(20)
+    page.wait_for_timeout(50)
+    assert page.inner_text("#camera") == "Use the camera"
+    assert page.inner_text("#message") == ""
+    page.evaluate("void delete navigator.mediaDevices.getUserMedia")
+    assert page.faults == []
+
+
+def test_a_slider_moved_as_the_camera_starts_does_not_stop_it(page):
+    page.evaluate("""() => {
+      const {getUserMedia} = MediaDevices.prototype;
+      navigator.mediaDevices.getUserMedia = async (...given) => {
+        const stream = await getUserMedia.apply(navigator.mediaDevices, given);
+        document.getElementById('strength').dispatchEvent(new Event('input'));
+        return stream;
+      };
+    }""")
+    frames = count(page, "frames")
+    page.click("#camera")
+    wait_for_more(page, "frames", frames + 1)
+    page.click("#camera")
+    page.evaluate("void delete navigator.mediaDevices.getUserMedia")
+
+
+def test_one_frame_is_under_way_whatever_else_is_asked_for(page):
+    page.evaluate("""() => {
+      self.under = self.most = 0;
+      const {postMessage} = Worker.prototype;
+      Worker.prototype.postMessage = function (message, ...rest) {
+        if (message.kind === 'frame') self.most = Math.max(self.most, ++self.under);
+        postMessage.call(this, message, ...rest);
+      };
+      worker.addEventListener('message', ({data}) => { if (data.kind === 'frame') self.under--; });
+    }""")
+    page.click("#camera")
+    wait_for_more(page, "frames", count(page, "frames") + 1)
+    drop(page, "text.pt", b"hello", "wrong")
+    with page.expect_download(timeout=120_000):
+        page.click("#save")
+    wait_for_more(page, "frames", count(page, "frames") + 5)
+    page.click("#camera")
+    assert page.evaluate("self.most") == 1
+
+
+def test_a_file_that_is_no_picture_leaves_the_camera_and_shows_the_picture_before(page):
+    picture, made = read_after(page), count(page, "made")
+    page.click("#camera")
+    wait_for_more(page, "frames", count(page, "frames") + 1)
+    drop(page, "text.jpg", b"hello", "wrong")
+    wait_for_more(page, "made", made)
+    assert page.inner_text("#message").startswith("text.jpg is neither")
+    assert page.inner_text("#camera") == "Use the camera"
+    assert read_after(page) == picture
+    sizes = "['before', 'after'].map((id) => document.getElementById(id).width)"
+    assert len(set(page.evaluate(sizes))) == 1
+
+
+def test_what_is_said_with_each_frame_is_written_once(page):
+    """A screen reader reads aloud what is written."""
+    page.evaluate("""() => {
+      self.written = 0;
+      const watch = new MutationObserver(() => self.written++);
+      watch.observe(document.getElementById('message'), {childList: true});
+      say('No face in sight', true);
+    }""")
+    page.evaluate("say('No face in sight', true)")
+    page.evaluate("say('No face in sight', true)")
+    assert page.evaluate("self.written") == 1
+    page.evaluate("say('')")
 
 
 def test_dark_and_light(page):

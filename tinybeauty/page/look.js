@@ -188,6 +188,7 @@ function findGroups(architecture, order) {
 /** Return the nodes of TinyBeauty, tensor 0 its source; tinybeauty_training.py has the network. */
 function buildNetwork(packer, architecture) {
   const channels = architecture.get('channels'), kernels = architecture.get('bottleneck_kernels');
+  if (String(channels) !== '16,32,64,128' || String(kernels) !== '7,7,7') throw new RangeError('another network');
   const skips = [];
   let now = packer.conv(0, 3, channels[0], 3, RELU);
   for (let level = 1; level < channels.length; level++) {

@@ -4,12 +4,13 @@
 const find = (id) => document.getElementById(id);
 const SLIDERS = ['strength', 'lips', 'eyes', 'skin'];
 let worker = null, lookNow = 0, busy = true, waiting = false;  // busy: the Worker has a picture to make up; waiting: it is out of date already
-let stream = null, video = null, fresh = false, frameTimes = [], early = null;  // fresh: the camera has a frame that the Worker has not; early: a file that came before the page was ready
+let stream = null, video = null, fresh = false, sent = false, frameTimes = [];  // fresh: the camera has a frame that the Worker has not; sent: the Worker has one that it has not answered
+const early = [];  // files that came before the page was ready
 
 /** Say something; it goes again after a while unless it is to stay. */
 function say(text, stays = false) {
   clearTimeout(say.timer);
-  find('message').textContent = text;
+  if (find('message').textContent !== text) find('message').textContent = text;  // or each frame of a camera would have it read aloud again
   if (text && !stays) say.timer = setTimeout(() => say(''), 7000);
 }
 
@@ -72,10 +73,10 @@ function addLook(index, name) {
   return input;
 }
 
-/** Say what was left out of a picture of the person's own. */
-function tellFaces({faces, leftOut, own}) {
-  if (!own) return;
-  find('after').setAttribute('aria-label', `Your picture, ${faces} ${faces === 1 ? 'face' : 'faces'} made up`);
+/** Say what a picture is and, once, what was left out of it. */
+function tellFaces({faces, leftOut, own, news}) {
+  find('after').setAttribute('aria-label', own ? `Your picture, ${faces} ${faces === 1 ? 'face' : 'faces'} made up` : 'A drawn face, made up');
+  if (!news) return;
   if (!faces) say(leftOut.length ? `No face could be made up: ${leftOut[0]}` : 'No face found in this picture', true);
   else say(leftOut.length ? `${faces} of ${faces + leftOut.length} faces made up. Left out: ${leftOut[0]}` : '');
 }
@@ -85,7 +86,7 @@ const answers = {
     document.body.dataset.ready = 'yes';
     find('save').disabled = false;
     setReady();
-    openFile(early);
+    early.forEach(openFile);
   },
   thumb({index, bitmap}) {
     document.querySelectorAll('#looks canvas')[index].getContext('2d').drawImage(bitmap, 0, 0);
@@ -98,19 +99,18 @@ const answers = {
     refresh();
   },
   made(message) {
+    setReady();
+    if (stream) return;
     if (message.before) {
-      if (stream) return;
       show(find('before'), message.before);
       tellFaces(message);
     }
-    if (stream) return;
     show(find('after'), message.after);
     document.body.dataset.made = Number(document.body.dataset.made || 0) + 1;
-    setReady();
   },
   frame({before, after, faces}) {
-    busy = false;
-    if (!stream) return refresh();
+    sent = false;
+    if (!stream) return;
     sendFrame();
     show(find('before'), before);
     show(find('after'), after);
@@ -130,23 +130,23 @@ const answers = {
     setTimeout(() => URL.revokeObjectURL(link.href), 60000);
     say(`Saved as ${name}`);
     find('save').disabled = false;
-    setReady();
   },
   wrong({text, of}) {
     say(text, true);
     document.body.dataset.wrong = Number(document.body.dataset.wrong || 0) + 1;
     if (of === 'save') find('save').disabled = false;
-    if (of !== 'start') setReady();
+    if (of === 'frame') sent = false;
+    else if (of !== 'start') setReady();
   },
 };
 
 function openFile(file) {
   if (!file) return;
   if (!document.body.dataset.ready) {
-    early = file;
+    early.push(file);
     return;
   }
-  if (!/\.pt$/i.test(file.name)) stopCamera(false);
+  if (!/\.pt$/i.test(file.name)) stopCamera();
   busy = true;
   say('One moment …', true);
   worker.postMessage({kind: 'file', blob: file, name: file.name || 'The pasted picture', settings: settings()});
@@ -160,16 +160,22 @@ const CAMERA_WORDS = {
 };
 
 async function startCamera() {
+  if (!worker || startCamera.asked) return;
+  startCamera.asked = true;
   try {
     if (!navigator.mediaDevices) throw new DOMException('', 'NotFoundError');
     stream = await navigator.mediaDevices.getUserMedia({video: {width: {ideal: 640}, height: {ideal: 480}, facingMode: 'user'}});
   } catch (error) {
     return say(CAMERA_WORDS[error.name] || `The camera did not start: ${error.message}`, true);
+  } finally {
+    startCamera.asked = false;
   }
-  stream.getVideoTracks()[0].addEventListener('ended', () => { stopCamera(true); say('The camera has stopped', true); });
+  const own = stream;
+  stream.getVideoTracks()[0].addEventListener('ended', () => { stopCamera(); say('The camera has stopped', true); });
   video = document.createElement('video');
   Object.assign(video, {srcObject: stream, muted: true, playsInline: true});
   await video.play();
+  if (stream !== own) return;  // stopped in the meantime
   frameTimes = [];
   find('camera').setAttribute('aria-pressed', 'true');
   find('camera').textContent = 'Stop the camera';
@@ -179,7 +185,7 @@ async function startCamera() {
   nextFrame();
 }
 
-function stopCamera(back) {
+function stopCamera() {
   if (!stream) return;
   stream.getTracks().forEach((track) => track.stop());
   stream = video = null;
@@ -187,19 +193,20 @@ function stopCamera(back) {
   find('camera').textContent = 'Use the camera';
   find('rate').hidden = true;
   say('');
-  if (back) worker.postMessage({kind: 'leaveCamera', settings: settings()});
+  worker.postMessage({kind: 'leaveCamera', settings: settings()});
 }
 
 /** Hand the Worker the newest frame when it is free, and it has not seen it; frames in between are dropped. */
 async function sendFrame() {
-  if (busy || !fresh || !(video && video.videoWidth)) return;
-  busy = true;
+  if (sent || !fresh || !(video && video.videoWidth)) return;
+  sent = true;
   fresh = false;
   try {
     const bitmap = await createImageBitmap(video);
-    worker.postMessage({kind: 'frame', bitmap, settings: settings()}, [bitmap]);
+    sent = Boolean(stream);  // or it was stopped in the meantime
+    if (sent) worker.postMessage({kind: 'frame', bitmap, settings: settings()}, [bitmap]);
   } catch (error) {
-    busy = false;  // no frame there yet
+    sent = false;  // no frame there yet
   }
 }
 
@@ -221,7 +228,7 @@ function listen() {
     tell();
   }
   find('file').addEventListener('change', () => { openFile(find('file').files[0]); find('file').value = ''; });
-  find('camera').addEventListener('click', () => stream ? stopCamera(true) : startCamera());
+  find('camera').addEventListener('click', () => stream ? stopCamera() : startCamera());
   find('rate').addEventListener('click', () => {
     const on = find('rate').getAttribute('aria-pressed') !== 'true';
     find('rate').setAttribute('aria-pressed', on);

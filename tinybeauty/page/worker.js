@@ -105,11 +105,11 @@ function sendLook(bytes, name) {
   sendThumb(index);
 }
 
-/** Send the picture with today's settings. */
-function sendMade(settings, fresh) {
+/** Send the picture with today's settings; fresh: as it was, too; news: it has just come. */
+function sendMade(settings, fresh, news) {
   const after = makeUpCopy(photo.image, photo.faces, settings);
   const before = fresh ? copyOf(photo.image) : null;
-  postMessage({kind: 'made', before, after, faces: photo.faces.length, leftOut: photo.leftOut.map((face) => face.reason), own: photo.own, name: photo.name},
+  postMessage({kind: 'made', before, after, faces: photo.faces.length, leftOut: photo.leftOut.map((face) => face.reason), own: photo.own, news},
     [after.data.buffer, ...before ? [before.data.buffer] : []]);
 }
 
@@ -137,7 +137,7 @@ const answers = {
     }
     const image = await decode(blob, name, PREVIEW_SIDE);
     photo = {blob, image, ...studio.findFaces(image), own: true, name};
-    sendMade(settings, true);
+    sendMade(settings, true, true);
   },
   settings({settings}) {
     sendMade(settings, false);
@@ -151,10 +151,12 @@ const answers = {
   },
   leaveCamera({settings}) {
     following = undefined;
+    lastFrame = null;
     sendMade(settings, true);
   },
   async save({type, camera, settings}) {
     let made = lastFrame, name = 'camera';
+    if (camera && !made) throw new FileError('The camera has shown nothing yet');
     if (!camera) {
       made = await decode(photo.blob, photo.name, MOST_SIDE);
       const {faces} = made.width === photo.image.width ? photo : studio.findFaces(made);
