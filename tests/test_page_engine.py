@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -99,3 +101,56 @@ def test_the_photo_is_pythons(scene):
 
 def test_a_damaged_look_is_refused_in_words(scene):
     assert scene[1]["problems"] == ["refused"]
+
+
+def make_bomb(look: bytes) -> bytes:
+    """Return a look that names its largest file 20,000 times."""
+    with zipfile.ZipFile(io.BytesIO(look)) as archive:
+        largest, start = max(archive.infolist(), key=lambda entry: entry.file_size), archive.start_dir
+    ends = look.index(largest.filename.encode(), start) + len(largest.filename)
+    entry = bytearray(look[ends - len(largest.filename) - 46 : ends])
+    entry[30:34] = bytes(4)  # neither more fields nor a comment
+    end = look[look.rindex(b"PK\5\6") :]
+    count = (20_000).to_bytes(2, "little")
+    return (
+        look[:start]
+        + bytes(entry) * 20_000
+        + end[:8]
+        + count
+        + count
+        + end[12:16]
+        + start.to_bytes(4, "little")
+        + bytes(2)
+    )
+
+
+@pytest.fixture(scope="module")
+def kernels(tmp_path_factory) -> dict:
+    """Return what node says of small pictures and of looks that are not what they should be."""
+    if not shutil.which("node"):
+        pytest.skip("node is not installed")
+    folder = tmp_path_factory.mktemp("looks")
+    packed = torch.load(LOOK, weights_only=True)
+    changes = {
+        "kernel": {"bottleneck_kernels": [7, 7, -7]},  # as many weights
+        "channels": {"channels": [16, 32, 64, 128, 128]},
+    }
+    for name, change in changes.items():
+        torch.save(packed | {"architecture": packed["architecture"] | change}, folder / f"{name}.pt")
+    torch.save(packed | {"version": 3}, folder / "version.pt")
+    (folder / "bomb.pt").write_bytes(make_bomb(LOOK.read_bytes()))
+    paths = [LOOK, *sorted(folder.glob("*.pt"))]
+    command = ["node", str(Path(__file__).with_name("run_kernels.js")), *map(str, paths)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60)
+    return json.loads(done.stdout) | {"names": [path.name for path in paths]}
+
+
+def test_windows_of_any_size_and_step_are_the_formulas(kernels):
+    assert kernels["apart"] == 0  # the numbers are eighths: their sums are exact
+
+
+def test_another_network_or_version_is_refused(kernels):
+    said = dict(zip(kernels["names"], kernels["said"], strict=True))
+    assert said.pop("evening.pt") == "evening.pt"
+    assert "format version 3" in said.pop("version.pt")
+    assert [name for name, words in said.items() if "damaged, or not a look" not in words] == []

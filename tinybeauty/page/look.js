@@ -24,6 +24,7 @@ function readZip(bytes) {
   let end = bytes.length - 22;
   while (view.getUint32(end, true) !== 0x06054b50) end--;  // below 0 it throws
   const count = view.getUint16(end + 10, true);
+  if (count > 99) throw new RangeError('too many files');  // each is summed up
   let entry = view.getUint32(end + 16, true);
   for (let index = 0; index < count; index++) {
     if (view.getUint32(entry, true) !== 0x02014b50) throw new RangeError('no entry of a zip');
@@ -215,6 +216,7 @@ function readLook(engine, bytes, name) {
     const files = readZip(bytes), content = readPickle(files.get('data.pkl'));
     if (!(content instanceof Map) || content.get('format') !== 'tinybeauty') throw new LookError(`${name} is a PyTorch file, but not a look of TinyBeauty`);
     version = content.get('version');
+    if (version !== 2) throw new RangeError('another version');
     const parts = {};
     for (const part of ['weights', 'scales', 'biases']) parts[part] = readTensor(content.get(part), files);
     packer = new Packer(parts, engine.slot);
