@@ -51,12 +51,15 @@ function compare(engine) {
 (async () => {
   const engine = await Engine.create(new Uint8Array(fs.readFileSync(path.join(page, 'engine.wasm'))));
   engine.slot = engine.reserve(LOOK_FLOATS);
-  const said = process.argv.slice(2).map((look) => {
+  const seconds = [], said = process.argv.slice(2).map((look) => {
+    const start = process.cpuUsage().user;
     try {
       return readLook(engine, new Uint8Array(fs.readFileSync(look)), path.basename(look)).name;
     } catch (error) {
       return error instanceof LookError ? error.message : String(error);
+    } finally {
+      seconds.push((process.cpuUsage().user - start) / 1e6);
     }
   });
-  console.log(JSON.stringify({said, apart: Math.max(...Array.from({length: 1500}, () => compare(engine)))}));
+  console.log(JSON.stringify({said, seconds, apart: Math.max(...Array.from({length: 1500}, () => compare(engine)))}));
 })();

@@ -154,3 +154,4 @@ def test_another_network_or_version_is_refused(kernels):
     assert said.pop("evening.pt") == "evening.pt"
     assert "format version 3" in said.pop("version.pt")
     assert [name for name, words in said.items() if "damaged, or not a look" not in words] == []
+    assert max(kernels["seconds"]) < 3  # the bomb took 10
