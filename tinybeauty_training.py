@@ -37,6 +37,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
@@ -397,6 +398,9 @@ class Run:
         self.config, self.device, self.dtype, self.team = config, device, dtype, team
         self.model = self.network = model.to(device, memory_format=torch.channels_last)
         self.average = copy.deepcopy(model)
+        tensors = zip(self.average.state_dict().values(), model.state_dict().values(), strict=True)
+        floats = [pair for pair in tensors if pair[0].is_floating_point()]  # BatchNorm's counter is none
+        self.means, self.values = map(list, zip(*floats, strict=True))
         if config.compile and devices.can_compile(device):
             self.model.compile()
         if team.size > 1:
@@ -431,13 +435,9 @@ class Run:
         self.progress.global_step += 1
         return losses
 
-    @torch.no_grad()
     def update_average(self, decay: float) -> None:
         """Move the average towards the model; `decay` is small at first: the start must not linger."""
-        tensors = zip(self.average.state_dict().values(), self.model.state_dict().values(), strict=True)
-        for mean, value in tensors:
-            if mean.is_floating_point():  # BatchNorm's counter is none
-                mean.lerp_(value, 1 - decay)
+        get_ema_multi_avg_fn(decay)(self.means, self.values, 0)  # in one call, not one a tensor
 
     def watch_plateau(self, val_loss: float) -> None:
         """Drop the learning rate from the next step on where `val_loss` has stalled; not in a warm-up."""

@@ -67,6 +67,7 @@ function readBitmap(bitmap, scale = 1, mirrored = false) {
   context.fillStyle = '#fff';
   context.fillRect(0, 0, width, height);
   context.imageSmoothingQuality = 'high';
+  context.imageSmoothingEnabled = scale < 1;  // a mirrored frame takes three times as long with it
   context.setTransform(mirrored ? -1 : 1, 0, 0, 1, mirrored ? width : 0, 0);
   context.drawImage(bitmap, 0, 0, width, height);
   bitmap.close();
