@@ -108,6 +108,14 @@ def drop(page, name: str, data: bytes, event: str) -> None:
     wait_for_more(page, event, before)
 
 
+def wait_until(page, words: str) -> None:
+    """Wait until JavaScript says yes."""
+    end = time.monotonic() + 120
+    while not page.evaluate(words):
+        assert time.monotonic() < end, words
+        page.wait_for_timeout(20)
+
+
 def wait_for_words(page, words: str) -> None:
     """Wait until the page says something."""
     end = time.monotonic() + 120
@@ -294,6 +302,14 @@ def test_a_camera_that_does_not_start_is_told(page):
         wait_for_words(page, words)
         assert page.inner_text("#camera") == "Use the camera"
     page.evaluate("void delete navigator.mediaDevices.getUserMedia")
+    for secure, words in {"true": "No camera", "false": "only to a page from https"}.items():
+        page.evaluate(f"""() => {{
+          Object.defineProperty(navigator, 'mediaDevices', {{value: undefined, configurable: true}});
+          Object.defineProperty(self, 'isSecureContext', {{value: {secure}, configurable: true}});
+        }}""")
+        page.click("#camera")
+        wait_for_words(page, words)
+    page.evaluate("() => { delete navigator.mediaDevices; delete self.isSecureContext; }")
 
 
 def test_hostile_files_get_a_message_each(page):
@@ -423,28 +439,31 @@ def test_camera_asked_for_twice_or_stopped_before_it_shows_anything(page):
     page.evaluate("""() => {
       self.asked = 0;
       const {getUserMedia} = MediaDevices.prototype, {play} = HTMLMediaElement.prototype;
-      const wait = () => new Promise((resolve) => setTimeout(resolve, 400));
+      const allowed = new Promise((resolve) => { self.allow = resolve; });
+      const shown = new Promise((resolve) => { self.show_it = resolve; });
       navigator.mediaDevices.getUserMedia = async (...given) => {
         self.asked++;
-        await wait();
+        await allowed;
         return getUserMedia.apply(navigator.mediaDevices, given);
       };
-      HTMLMediaElement.prototype.play = function () {
-        return wait().then(() => play.call(this)).finally(() => { self.played = true; });
+      HTMLMediaElement.prototype.play = async function () {
+        self.started = true;
+        await shown;
+        await play.call(this);
       };
     }""")
     page.click("#camera")
     page.click("#camera")
-    page.wait_for_timeout(500)
     assert page.evaluate("self.asked") == 1
+    page.evaluate("self.allow()")
+    wait_until(page, "self.started")
     page.click("#save")
     wait_for_words(page, "The camera has shown nothing yet")
     made = count(page, "made")
     page.click("#camera")
     wait_for_more(page, "made", made)
-    while not page.evaluate("self.played"):
-        page.wait_for_timeout(20)
-    page.wait_for_timeout(50)
+    page.evaluate("self.show_it()")
+    page.wait_for_timeout(500)
     assert page.inner_text("#camera") == "Use the camera"
     assert page.inner_text("#message") == ""
     page.evaluate("void delete navigator.mediaDevices.getUserMedia")

@@ -157,13 +157,14 @@ const CAMERA_WORDS = {
   NotAllowedError: 'The camera was not allowed; the browser\'s address bar lets you change that',
   NotFoundError: 'No camera found on this device',
   NotReadableError: 'Another program is using the camera',
+  SecurityError: 'Browsers lend a camera only to a page from https, or one that is opened as a file',
 };
 
 async function startCamera() {
   if (!worker || startCamera.asked) return;
   startCamera.asked = true;
   try {
-    if (!navigator.mediaDevices) throw new DOMException('', 'NotFoundError');
+    if (!navigator.mediaDevices) throw new DOMException('', isSecureContext ? 'NotFoundError' : 'SecurityError');
     stream = await navigator.mediaDevices.getUserMedia({video: {width: {ideal: 640}, height: {ideal: 480}, facingMode: 'user'}});
   } catch (error) {
     return say(CAMERA_WORDS[error.name] || `The camera did not start: ${error.message}`, true);
