@@ -38,21 +38,21 @@ Config = TypeVar("Config", bound=Settings)
 
 
 # --- Which settings -----------------------------------------------------------------------------------
-def find_given(default: Settings, flags: Namespace, trial: dict[str, Any]) -> set[str]:
+def find_given(config: Settings, flags: Namespace, trial: dict[str, Any]) -> set[str]:
     """Return the keys that a person has chosen: flags, a sweep's, and what a YAML has other than defaults.
 
     In a YAML that a run has written all are.
 
     Args:
-        default: the settings with their defaults.
+        config: the settings that these give.
         flags: of the command line; those that were not typed are not in it. `config` is the YAML.
         trial: what a sweep wants to try.
     """
-    typed = vars(flags).keys() & type(default).model_fields.keys()
+    typed = vars(flags).keys() & type(config).model_fields.keys()
     chosen = read_yaml(flags.config)
     if not runs.is_ours(flags.config):
-        checked = type(default)(**chosen)
-        chosen = [key for key in chosen if getattr(checked, key) != getattr(default, key)]
+        default = type(config)()
+        chosen = [key for key in chosen if getattr(config, key) != getattr(default, key)]
     return {*typed, *trial, *chosen}
 
 
@@ -109,7 +109,7 @@ def settle(config: Config, flags: Namespace, trial: dict[str, Any]) -> Config:
         chosen = choose_settings(people, len(stems)) if 0 < people <= FEW else {}
     if not chosen:
         return config
-    given = find_given(type(config)(), flags, trial) - {"start_from"}
+    given = find_given(config, flags, trial) - {"start_from"}
     chosen = {key: value for key, value in chosen.items() if key not in given}
     if people:
         told = ", ".join(f"{key} {value}" for key, value in chosen.items())
@@ -125,13 +125,10 @@ def is_state(start_from: str | Path) -> bool:
     return str(start_from).endswith(".ckpt")
 
 
-def is_folded(start_from: str) -> bool:
-    """Tell whether a run with this start trains without BatchNorms."""
-    return start_from != "" and not is_state(start_from)
-
-
 def load_state(path: Path, build: Callable[[Any], Any]) -> nn.Module:
-    """Return the averaged network of a run's state, with its BatchNorms, on the CPU and in eval mode.
+    """Return the averaged network of a run's state as it trains, on the CPU and in eval mode.
+
+    It has BatchNorms, or none where the run began without: from a `.pt`, or from the state of such a run.
 
     Args:
         path: the state.
@@ -142,11 +139,11 @@ def load_state(path: Path, build: Callable[[Any], Any]) -> nn.Module:
     """
     state = load_content(path, RUN_FORMAT)
     with name_damaged(path):
-        model = build(state["architecture"]["up_groups"])
-        if is_folded(state["config"]["start_from"]):
+        model = build(state.get("architecture", {"up_groups": 4})["up_groups"])  # it may be older
+        if not any(name.endswith("running_mean") for name in state["average"]):
             model.fold_()
         model.load_state_dict(state["average"])
-    return model.eval()
+    return model.eval().requires_grad_(True)
 
 
 @torch.no_grad()
