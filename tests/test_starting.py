@@ -155,6 +155,18 @@ def test_the_state_of_an_older_version_begins_a_run(start, tmp_path):
     assert load_model(tmp_path / "out" / "tinybeauty_final.pt").architecture["up_groups"] == 4
 
 
+def test_people_are_counted_by_their_pattern(start):
+    """One person on six pairs: nobody can be held out, and 120 steps are enough."""
+    flags = ["--epochs", 1, "--repeats", 1, "--person_pattern", r"(face)_\d+"]
+    assert "start     1 people;" in start("--start_from", "bold", *flags)[0]
+
+
+def test_without_looks_auto_says_so(handful, tmp_path, one_error, monkeypatch):
+    monkeypatch.setattr(starting, "LOOKS", tmp_path / "none")
+    argv = ["--data_dir", handful, "--output_dir", tmp_path / "out", *SMALL, "--start_from", "auto"]
+    assert f"finds no look in {tmp_path / 'none'}; give the path of a .pt" in one_error(*argv)
+
+
 def test_without_a_start_nothing_is_chosen(start):
     stdout, used = start("--epochs", 1)
     assert (used["start_from"], used["batch_size"], used["val_fraction"]) == ("", 32, 0.1)
@@ -165,7 +177,7 @@ def test_the_same_settings_from_the_written_file_give_the_same_bytes(start, tmp_
     flags = ["--start_from", "auto", "--vary", 1, "--epochs", 2, "--repeats", 2]
     start(*flags)
     shutil.copy(tmp_path / "out" / "config.yaml", tmp_path / "again.yaml")
-    start("--config", tmp_path / "again.yaml", out="again")
+    assert "where nothing else is set" not in start("--config", tmp_path / "again.yaml", out="again")[0]
     networks = [(tmp_path / name / "tinybeauty_final.pt").read_bytes() for name in ("out", "again")]
     assert networks[0] == networks[1]
 
@@ -198,7 +210,12 @@ def test_a_run_that_has_begun_takes_no_other_start(start, handful, tmp_path, one
 
 @pytest.mark.parametrize(
     ("look", "said"),
-    [("evning", "did you mean evening"), ("zzz", "bold, evening, natural"), ("no.pt", "cannot read no.pt")],
+    [
+        ("evning", "did you mean evening"),
+        ("zzz", "bold, evening, natural"),
+        ("no.pt", "cannot read no.pt"),
+        ("x/last.ckpt", "cannot read x/last.ckpt"),
+    ],
 )
 def test_a_look_that_is_not_there(handful, tmp_path, one_error, look, said):
     message = one_error("--data_dir", handful, "--output_dir", tmp_path, *SMALL, "--start_from", look)
