@@ -411,11 +411,12 @@ class Run:
         self.optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate, fused=True)
         self.scheduler = ReduceLROnPlateau(self.optimizer, "min", config.lr_factor, config.lr_patience)
         self.progress = Progress()
-        self.steps = 1  # of all epochs; `train` knows
+        self.steps, self.last_step = 1, 1  # of all epochs, and which ends them; `train` knows
 
     def learning_rate(self, step: int) -> float:
         """Return Adam's learning rate in a step, 1 for the first: warm-up, then drops or a line."""
-        left = max(0.0, 1 - (step - 1) / self.steps) if self.config.lr_schedule == "linear" else 1.0
+        left = min(1.0, max(0, self.last_step + 1 - step) / self.steps)
+        left = left if self.config.lr_schedule == "linear" else 1.0
         rate = self.config.learning_rate * left * self.config.lr_factor**self.progress.drops
         return rate * step / self.config.warmup_steps if step < self.config.warmup_steps else rate
 
@@ -561,8 +562,8 @@ def save_state(run: Run, checksums: dict[str, int], output: OutputDir) -> None:
     output.save(runs.STATE_FILE, shipping.pack_state({"config": used, "checksums": checksums} | run.state()))
 
 
-def resume_run(run: Run, checksums: dict[str, int], output: OutputDir) -> None:
-    """Go on with the run in the output folder, and say which settings differ from then.
+def resume_run(run: Run, checksums: dict[str, int], output: OutputDir, pairs: int) -> None:
+    """Go on with the run in the output folder, of so many pairs an epoch; say which settings differ.
 
     Raises:
         UserError: its state is damaged, or a setting or the pairs do not allow to go on.
@@ -571,6 +572,7 @@ def resume_run(run: Run, checksums: dict[str, int], output: OutputDir) -> None:
     with shipping.name_damaged(output.path / runs.STATE_FILE):
         run.restore(state, before)
     run.progress.forget_missing(output.path)
+    run.last_step = run.progress.find_last_step(run.config.epochs, run.config.batch_size, pairs)
     rate = run.learning_rate(run.progress.global_step + 1)
     print(f"resume    {run.progress.describe(run.config.epochs)}; the learning rate is {rate:g}")
 
@@ -591,8 +593,7 @@ def train_epochs(
         if team.leads and runs.read_epoch(output.path / FINAL) != progress.epoch:
             write_epoch(run, network, shipped, [], val_set, output)
     first, started = progress.epoch + 1, time.perf_counter()
-    total = run.steps // config.epochs * (config.epochs - progress.epoch)
-    total -= math.ceil(progress.pairs_done / config.batch_size)
+    total = run.last_step - progress.global_step
     hidden = None if team.leads else True  # None: only where nobody would see it
     with StopRequest() as stop, tqdm(total=total, unit="step", disable=hidden, leave=False) as bar:
         for epoch in range(first, config.epochs + 1):
@@ -653,16 +654,16 @@ def train(config: Config, resume: bool, overwrite: bool, team: Team, tracker: Tr
             train_set, val_set = load_data(config)
         train_set.move_to(device)
         torch.manual_seed(config.seed)
-        model = TinyBeauty(runs.read_up_groups(output.path)) if resume else TinyBeauty()
-        if resume and starting.is_folded(config.start_from):
-            model.fold_().requires_grad_(True)
-        elif config.start_from and not resume:  # then the state has the weights
+        state = output.path / runs.STATE_FILE
+        model = starting.load_state(state, TinyBeauty) if resume else TinyBeauty()
+        if config.start_from and not resume:  # then the state has the weights
             seen = load_batches(train_set, starting.choose_batches(len(train_set)), torch.device("cpu"))
             model, config = starting.begin(config, load_model, TinyBeauty, list(seen))
         run = Run(config, model, device, dtype, team)
-        run.steps = config.epochs * math.ceil(len(train_set) * config.repeats / config.batch_size)
+        pairs = len(train_set) * config.repeats
+        run.steps = run.last_step = config.epochs * math.ceil(pairs / config.batch_size)
         if resume:
-            resume_run(run, train_set.checksums | val_set.checksums, output)
+            resume_run(run, train_set.checksums | val_set.checksums, output, pairs)
         print(reporting.describe_model(run.model, config.image_size))
         facts = config.model_dump() | {"model/parameters": count_parameters(run.model)}
         run.progress.wandb_id = tracker.start(facts, run.progress.wandb_id, team.leads)

@@ -89,6 +89,17 @@ def test_another_learning_rate_is_the_rate(stop_after):
     assert "without the drops" in stdout
 
 
+def test_another_batch_size_leaves_a_linear_rate_on_its_line(stop_after):
+    """It ends at 0 with the last of the epochs; 15 pairs, stopped in the third and at its end."""
+    flags = ["--lr_schedule", "linear", "--epochs", 4]
+    _, _, _, before = stop_after(7, *flags, "--batch_size", 5)
+    assert before == pytest.approx([2e-4 * (12 - step) / 12 for step in range(7)])
+    _, _, _, after = stop_after(1, *flags, "--batch_size", 10, "--resume")
+    assert after == pytest.approx([2e-4 * 3 / 8])
+    _, _, _, rest = stop_after(None, *flags, "--batch_size", 4, "--resume")
+    assert rest == pytest.approx([2e-4 * (4 - step) / 16 for step in range(4)])
+
+
 def test_another_seed_leaves_the_order_of_the_running_epoch(stop_after, tmp_path):
     """Otherwise some pairs would be seen twice in it and others not at all; stopped twice, too."""
     seen = []

@@ -115,8 +115,14 @@ def test_what_a_person_sets_stays(start, tmp_path):
     assert "people held out" in stdout
 
 
+def test_a_value_of_the_file_that_a_flag_sets_right(start, tmp_path):
+    (tmp_path / "my.yaml").write_text("epochs: 0\nbatch_size: 3\n")
+    flags = ["--config", tmp_path / "my.yaml", "--epochs", 1, "--repeats", 1]
+    assert start("--start_from", "bold", *flags)[1]["batch_size"] == 3
+
+
 def test_a_run_begins_with_the_state_of_another_and_goes_on(start, tmp_path):
-    """At another size, with its BatchNorms; a state of folded weights begins a run of such."""
+    """At another size, with its BatchNorms."""
     start("--epochs", 1, "--learning_rate", "2e-3", out="first")
     before = load_content(tmp_path / "first" / STATE, RUN_FORMAT)["average"]
     again = ["--start_from", tmp_path / "first" / STATE, "--image_size", 32, "--repeats", 1]
@@ -127,8 +133,38 @@ def test_a_run_begins_with_the_state_of_another_and_goes_on(start, tmp_path):
         if name.endswith("weight") and name != "out.weight":  # which is fitted to the pairs
             torch.testing.assert_close(after[name], before[name])
     assert "epoch   2/2" in start(*again, "--epochs", 2, "--learning_rate", 1e-12, "--resume")[0]
-    start("--start_from", "evening", "--epochs", 1, "--repeats", 1, out="folded")
-    start("--start_from", tmp_path / "folded" / STATE, "--epochs", 1, "--repeats", 1, out="last")
+
+
+def test_the_state_of_a_run_without_batchnorms_begins_another_and_that_one_a_third(start, tmp_path):
+    """None of them has any, when it goes on neither."""
+    begun, out = "evening", "first"
+    for following in ("second", "third"):
+        start("--start_from", begun, "--epochs", 1, "--repeats", 1, out=out)
+        begun, out = tmp_path / out / STATE, following
+    start("--start_from", begun, "--epochs", 1, "--repeats", 1, out=out)
+    stdout, _ = start("--start_from", begun, "--epochs", 2, "--repeats", 1, "--resume", out=out)
+    assert "epoch   2/2" in stdout
+    assert not any("norm" in name for name in load_content(tmp_path / out / STATE, RUN_FORMAT)["model"])
+
+
+def test_the_state_of_an_older_version_begins_a_run(start, tmp_path):
+    """It says neither what its network is like nor that it began from nothing."""
+    network = TinyBeauty(4).state_dict()
+    torch.save({"format": RUN_FORMAT, "version": 2, "config": {}, "average": network}, tmp_path / "old.ckpt")
+    start("--start_from", tmp_path / "old.ckpt", "--epochs", 1, "--repeats", 1)
+    assert load_model(tmp_path / "out" / "tinybeauty_final.pt").architecture["up_groups"] == 4
+
+
+def test_people_are_counted_by_their_pattern(start):
+    """One person on six pairs: nobody can be held out, and 120 steps are enough."""
+    flags = ["--epochs", 1, "--repeats", 1, "--person_pattern", r"(face)_\d+"]
+    assert "start     1 people;" in start("--start_from", "bold", *flags)[0]
+
+
+def test_without_looks_auto_says_so(handful, tmp_path, one_error, monkeypatch):
+    monkeypatch.setattr(starting, "LOOKS", tmp_path / "none")
+    argv = ["--data_dir", handful, "--output_dir", tmp_path / "out", *SMALL, "--start_from", "auto"]
+    assert f"finds no look in {tmp_path / 'none'}; give the path of a .pt" in one_error(*argv)
 
 
 def test_without_a_start_nothing_is_chosen(start):
@@ -141,7 +177,7 @@ def test_the_same_settings_from_the_written_file_give_the_same_bytes(start, tmp_
     flags = ["--start_from", "auto", "--vary", 1, "--epochs", 2, "--repeats", 2]
     start(*flags)
     shutil.copy(tmp_path / "out" / "config.yaml", tmp_path / "again.yaml")
-    start("--config", tmp_path / "again.yaml", out="again")
+    assert "where nothing else is set" not in start("--config", tmp_path / "again.yaml", out="again")[0]
     networks = [(tmp_path / name / "tinybeauty_final.pt").read_bytes() for name in ("out", "again")]
     assert networks[0] == networks[1]
 
@@ -174,7 +210,12 @@ def test_a_run_that_has_begun_takes_no_other_start(start, handful, tmp_path, one
 
 @pytest.mark.parametrize(
     ("look", "said"),
-    [("evning", "did you mean evening"), ("zzz", "bold, evening, natural"), ("no.pt", "cannot read no.pt")],
+    [
+        ("evning", "did you mean evening"),
+        ("zzz", "bold, evening, natural"),
+        ("no.pt", "cannot read no.pt"),
+        ("x/last.ckpt", "cannot read x/last.ckpt"),
+    ],
 )
 def test_a_look_that_is_not_there(handful, tmp_path, one_error, look, said):
     message = one_error("--data_dir", handful, "--output_dir", tmp_path, *SMALL, "--start_from", look)

@@ -24,7 +24,7 @@ def find_look(look: str, *others: str) -> Path:
         path = Path(tidy_path(look))
     except ValueError as error:
         raise UserError(f"the look {error}") from None
-    if look.endswith(".pt") or path.is_file():
+    if look.endswith((".pt", ".ckpt")) or path.is_file():
         return path  # whether it is there, and a network, is said where it is loaded
     known = sorted(path.stem for path in LOOKS.glob("*.pt"))
     if look not in known:

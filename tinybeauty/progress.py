@@ -54,6 +54,12 @@ class Progress:
             return f"all {epochs} epochs are done"
         return f"epoch {self.epoch + 1} of {epochs}, {self.pairs_done:,} of its pairs are done"
 
+    def find_last_step(self, epochs: int, batch_size: int, pairs: int) -> int:
+        """Return the step that ends the last epoch, of so many pairs each, from here on in such batches."""
+        begun = math.ceil((pairs - self.pairs_done) / batch_size) if self.epoch < epochs else 0
+        after = max(0, epochs - self.epoch - 1) * math.ceil(pairs / batch_size)
+        return self.global_step + begun + after
+
     def finish_epoch(self, row: dict[str, float]) -> list[str]:
         """Note that an epoch is done; return which of the networks that ship it is the best for."""
         self.epoch, self.pairs_done, self.sums, self.summed = row["epoch"], 0, {}, 0

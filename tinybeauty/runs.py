@@ -36,13 +36,13 @@ FIXED = ("image_size", "val_fraction", "person_pattern", "repeats", "start_from"
 
 # What an edit before a resume does, where that is more than "from the next step on".
 EFFECTS = {
-    "learning_rate": "it is the rate from the next step on, without the drops at plateaus so far",
+    "learning_rate": "it counts from the next step on, without the drops at plateaus so far",
     "warmup_steps": "the rate is what it would be with it from the first step on, with the drops so far",
-    "lr_schedule": "the rate is what it would be with it from the first step on",
+    "lr_schedule": "the rate is what it would be with it from the first step on, with the drops so far",
     "lr_factor": "the drops at plateaus so far count with it too",
     "lr_patience": "the epochs without a better val/loss so far count",
     "seed": "for order and flips from the next epoch on, the running one keeps its own",
-    "epochs": f"until the last of them is done {FINAL} stays what it is",
+    "epochs": f"until the last of them is done {FINAL} stays what it is; a linear rate falls to 0 there",
     "l1_weight": "the best loss, the plateau and the running epoch's train/loss begin anew",
     "sample_every": "from the running epoch on",
     "data_dir": "the same pairs at another place",
@@ -237,18 +237,6 @@ def read_state(
         check_edits(before, config.model_dump(), fixed)
         check_pairs(state["checksums"], checksums, str(config.data_dir))
     return state, before
-
-
-def read_up_groups(output_dir: Path) -> Any:
-    """Return the `up_groups` of the network that the run in a folder trains.
-
-    Raises:
-        UserError: its state is damaged.
-    """
-    path = output_dir / STATE_FILE
-    with name_damaged(path):
-        architecture = load_content(path, RUN_FORMAT).get("architecture", {"up_groups": 4})  # it may be older
-        return architecture["up_groups"]
 
 
 def read_epoch(path: Path) -> int | None:

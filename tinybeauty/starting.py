@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -17,10 +18,11 @@ from pydantic import PlainValidator
 from torch import Tensor, nn
 
 from tinybeauty import runs
+from tinybeauty.errors import UserError
 from tinybeauty.files import tidy_path
 from tinybeauty.images import list_images
 from tinybeauty.looks import LOOKS, find_look
-from tinybeauty.pairs import count_variants
+from tinybeauty.pairs import find_people
 from tinybeauty.settings import Settings, read_yaml
 from tinybeauty.shipping import MODEL_FORMAT, RUN_FORMAT, load_content, name_damaged
 
@@ -38,21 +40,21 @@ Config = TypeVar("Config", bound=Settings)
 
 
 # --- Which settings -----------------------------------------------------------------------------------
-def find_given(default: Settings, flags: Namespace, trial: dict[str, Any]) -> set[str]:
+def find_given(config: Settings, flags: Namespace, trial: dict[str, Any]) -> set[str]:
     """Return the keys that a person has chosen: flags, a sweep's, and what a YAML has other than defaults.
 
     In a YAML that a run has written all are.
 
     Args:
-        default: the settings with their defaults.
+        config: the settings that these give.
         flags: of the command line; those that were not typed are not in it. `config` is the YAML.
         trial: what a sweep wants to try.
     """
-    typed = vars(flags).keys() & type(default).model_fields.keys()
+    typed = vars(flags).keys() & type(config).model_fields.keys()
     chosen = read_yaml(flags.config)
     if not runs.is_ours(flags.config):
-        checked = type(default)(**chosen)
-        chosen = [key for key in chosen if getattr(checked, key) != getattr(default, key)]
+        default = type(config)()
+        chosen = [key for key in chosen if getattr(config, key) != getattr(default, key)]
     return {*typed, *trial, *chosen}
 
 
@@ -90,6 +92,15 @@ def recall_settings(config: Settings) -> dict[str, Any]:
     return {key: before[key] for key in chosen}
 
 
+def count_people(config: Config) -> tuple[int, int]:
+    """Return how many people are in `data_dir`, and how many pairs; (0, 0) where its names are wrong."""
+    folder = Path(config.data_dir) / "source"
+    stems = list(list_images(folder, [])) if folder.is_dir() else []
+    with suppress(UserError):  # said later, with all else that is wrong
+        return len(set(find_people(stems, config.person_pattern).values())), len(stems)
+    return 0, 0
+
+
 def settle(config: Config, flags: Namespace, trial: dict[str, Any]) -> Config:
     """Return the settings of a run that begins from a look: what nobody has chosen fits the few people.
 
@@ -103,15 +114,13 @@ def settle(config: Config, flags: Namespace, trial: dict[str, Any]) -> Config:
         if config.start_from != AUTO:
             path = find_look(config.start_from, AUTO)
             load_content(path, RUN_FORMAT if is_state(path) else MODEL_FORMAT)  # before pairs are decoded
-        folder = Path(config.data_dir) / "source"
-        stems = list(list_images(folder, [])) if folder.is_dir() else []  # what is wrong is said later
-        people = len(stems) - count_variants(stems)
-        chosen = choose_settings(people, len(stems)) if 0 < people <= FEW else {}
+        people, pairs = count_people(config)
+        chosen = choose_settings(people, pairs) if 0 < people <= FEW else {}
     if not chosen:
         return config
-    given = find_given(type(config)(), flags, trial) - {"start_from"}
+    given = find_given(config, flags, trial) - {"start_from"}
     chosen = {key: value for key, value in chosen.items() if key not in given}
-    if people:
+    if people and chosen:
         told = ", ".join(f"{key} {value}" for key, value in chosen.items())
         print(f"start     {people} people; where nothing else is set: {told}")
         if chosen.get("val_fraction") == 0:
@@ -125,13 +134,10 @@ def is_state(start_from: str | Path) -> bool:
     return str(start_from).endswith(".ckpt")
 
 
-def is_folded(start_from: str) -> bool:
-    """Tell whether a run with this start trains without BatchNorms."""
-    return start_from != "" and not is_state(start_from)
-
-
 def load_state(path: Path, build: Callable[[Any], Any]) -> nn.Module:
-    """Return the averaged network of a run's state, with its BatchNorms, on the CPU and in eval mode.
+    """Return the averaged network of a run's state as it trains, on the CPU and in eval mode.
+
+    It has BatchNorms, or none where the run began without: from a `.pt`, or from the state of such a run.
 
     Args:
         path: the state.
@@ -142,11 +148,11 @@ def load_state(path: Path, build: Callable[[Any], Any]) -> nn.Module:
     """
     state = load_content(path, RUN_FORMAT)
     with name_damaged(path):
-        model = build(state["architecture"]["up_groups"])
-        if is_folded(state["config"]["start_from"]):
+        model = build(state.get("architecture", {"up_groups": 4})["up_groups"])  # it may be older
+        if not any(name.endswith("running_mean") for name in state["average"]):
             model.fold_()
         model.load_state_dict(state["average"])
-    return model.eval()
+    return model.eval().requires_grad_(True)
 
 
 @torch.no_grad()
@@ -205,7 +211,9 @@ def begin(
     """
     is_auto = config.start_from == AUTO
     tried = []
-    for path in sorted(LOOKS.glob("*.pt")) if is_auto else [find_look(config.start_from, AUTO)]:
+    if not (paths := sorted(LOOKS.glob("*.pt")) if is_auto else [find_look(config.start_from, AUTO)]):
+        raise UserError(f"start_from {AUTO} finds no look in {LOOKS}; give the path of a .pt")
+    for path in paths:
         model = load_state(path, build) if is_state(path) else load(path)
         tried.append((refit_(model, seen), path, model))
     told = ", ".join(f"{path.stem} {gain:+.2f} dB" for gain, path, _ in tried)
