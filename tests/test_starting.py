@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import signal
 import sys
@@ -159,6 +160,15 @@ def test_people_are_counted_by_their_pattern(start):
     """One person on six pairs: nobody can be held out, and 120 steps are enough."""
     flags = ["--epochs", 1, "--repeats", 1, "--person_pattern", r"(face)_\d+"]
     assert "start     1 people;" in start("--start_from", "bold", *flags)[0]
+
+
+@pytest.mark.parametrize(("people", "variants"), [(5, 1), (29, 1), (29, 20), (30, 1), (200, 1), (290, 4)])
+def test_a_short_run_is_short_with_variants_too(people, variants):
+    """It has 120 steps under 30 people, 300 from there on, but for rounding and the tenth held out."""
+    chosen = starting.choose_settings(people, people * variants)
+    pairs = people * variants * (1 - chosen["val_fraction"]) * chosen["repeats"]
+    steps = chosen["epochs"] * math.ceil(pairs / chosen["batch_size"])
+    assert steps == pytest.approx(120 if people < 30 else 300, rel=0.25)
 
 
 def test_without_looks_auto_says_so(handful, tmp_path, one_error, monkeypatch):

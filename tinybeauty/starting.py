@@ -68,7 +68,7 @@ def choose_settings(people: int, pairs: int) -> dict[str, Any]:
     return {
         "val_fraction": 0.0 if people < NOBODY else 0.1,
         "repeats": max(1, round(steps * BATCH / (pairs * EPOCHS))),
-        "epochs": EPOCHS,
+        "epochs": max(1, min(EPOCHS, round(steps * BATCH / pairs))),  # fewer where variants make many pairs
         "batch_size": BATCH,
         "learning_rate": 2e-4 if people < 15 else 5e-4,
         "lr_schedule": "linear",
