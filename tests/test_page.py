@@ -101,6 +101,13 @@ def wait_for_more(page, name: str, before: int) -> None:
         page.wait_for_timeout(20)
 
 
+def stop_camera(page) -> None:
+    """Stop the camera, and wait until the picture from before it is there again."""
+    made = count(page, "made")
+    page.click("#camera")
+    wait_for_more(page, "made", made)
+
+
 def drop(page, name: str, data: bytes, event: str) -> None:
     """Give the page a file and wait until that event has happened once more."""
     before = count(page, event)
@@ -431,7 +438,7 @@ def test_camera(page):
     with page.expect_download(timeout=120_000) as download:
         page.click("#save")
     assert download.value.suggested_filename.startswith("camera ")
-    page.click("#camera")
+    stop_camera(page)
     assert page.inner_text("#camera") == "Use the camera"
 
 
@@ -482,7 +489,7 @@ def test_a_slider_moved_as_the_camera_starts_does_not_stop_it(page):
     frames = count(page, "frames")
     page.click("#camera")
     wait_for_more(page, "frames", frames + 1)
-    page.click("#camera")
+    stop_camera(page)
     page.evaluate("void delete navigator.mediaDevices.getUserMedia")
 
 
@@ -505,7 +512,7 @@ def test_one_frame_is_under_way_whatever_else_is_asked_for(page):
     with page.expect_download(timeout=120_000):
         page.click("#save")
     wait_for_more(page, "frames", count(page, "frames") + 2)
-    page.click("#camera")
+    stop_camera(page)
     assert page.evaluate("self.most") == 1
 
 

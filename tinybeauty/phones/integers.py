@@ -78,6 +78,17 @@ class IntegerBuilder(Builder):
         scales = self.writer.tensors[like].scales if step.kind == "pool" else self.scales[step.output]
         return self.writer.tensor(self.shape_like(like, parts * step.channels, scale), "int8", scales=scales)
 
+    def share_bias(self, step: Step, weights: Weights, parts: int) -> list[Array | None]:
+        """Return the bias in whole steps of the output, and its rest: where the inputs are 0, one is rounded.
+
+        Two halves, rounded alike, would move whole channels by up to a step: a grey level of the face.
+        """
+        if weights.bias is None:
+            return [None] * parts
+        step_size = self.scales[step.output][0]
+        whole = (weights.bias / step_size).round() * step_size
+        return [whole, weights.bias - whole, *[None] * (parts - 2)] if parts > 1 else [weights.bias]
+
     def convolve(self, step: Step, kind: str, weights: Weights, source: int) -> int:
         """Add a convolution, as in Builder."""
         made, zeros = self.make(step, source), np.zeros(len(weights.scales), np.int64)

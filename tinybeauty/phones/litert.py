@@ -78,6 +78,10 @@ class Builder(ABC):
     def convolve(self, step: Step, kind: str, weights: Weights, source: int) -> int:
         """Add CONV_2D or DEPTHWISE_CONV_2D, its values in LiteRT's layout; return its output."""
 
+    def share_bias(self, step: Step, weights: Weights, parts: int) -> list[Array | None]:
+        """Return what each of the convolutions that are added up has of their bias."""
+        return [None if weights.bias is None else weights.bias / np.float32(parts)] * parts
+
     def shape_like(self, like: int, channels: int, scale: float) -> tuple[int, ...]:
         """Return a shape of so many channels and `scale` times the size of a tensor."""
         _, height, width, _ = self.writer.tensors[like].shape
@@ -96,14 +100,16 @@ class Builder(ABC):
         times the time of CONV_2D in groups.
         """
         values, quarters = weights.values.reshape(step.channels, -1, 4), []
-        bias = None if weights.bias is None else weights.bias / np.float32(len(sources))
+        biases = self.share_bias(step, weights, len(sources))
         for quarter in range(4):
             parts = []
             for number, source in enumerate(sources):
                 kind, rows = "CONV_2D", values[:, None, None, :, quarter]
                 if len(sources) > 1:
                     kind, rows = "DEPTHWISE_CONV_2D", values[None, None, None, :, number, quarter]
-                parts.append(self.convolve(step, kind, replace(weights, values=rows, bias=bias), source))
+                parts.append(
+                    self.convolve(step, kind, replace(weights, values=rows, bias=biases[number]), source)
+                )
             while len(parts) > 1:
                 total = self.make(step, sources[0])
                 parts = [*parts[2:], self.writer.operator("ADD", parts[:2], total)]
