@@ -11,6 +11,7 @@ import struct
 import threading
 import time
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -93,12 +94,17 @@ def count(page, name: str) -> int:
     return int(page.evaluate(f"document.body.dataset.{name} || 0"))
 
 
-def wait_for_more(page, name: str, before: int) -> None:
-    """Wait until something has happened more than `before` times; its policy forbids Playwright's way."""
+def wait_until(page, done: Callable[[], bool], told: str) -> None:
+    """Wait until something is so; the page's policy forbids Playwright's way."""
     end = time.monotonic() + 120
-    while count(page, name) <= before:
-        assert time.monotonic() < end, f"still {before} x {name}: {page.inner_text('#message')}"
+    while not done():
+        assert time.monotonic() < end, f"{told}; the page says: {page.text_content('#message')}"
         page.wait_for_timeout(20)
+
+
+def wait_for_more(page, name: str, before: int) -> None:
+    """Wait until something has happened more than `before` times."""
+    wait_until(page, lambda: count(page, name) > before, f"still {before} x {name}")
 
 
 def stop_camera(page) -> None:
@@ -115,20 +121,9 @@ def drop(page, name: str, data: bytes, event: str) -> None:
     wait_for_more(page, event, before)
 
 
-def wait_until(page, words: str) -> None:
-    """Wait until JavaScript says yes."""
-    end = time.monotonic() + 120
-    while not page.evaluate(words):
-        assert time.monotonic() < end, words
-        page.wait_for_timeout(20)
-
-
 def wait_for_words(page, words: str) -> None:
     """Wait until the page says something."""
-    end = time.monotonic() + 120
-    while words not in page.text_content("#message"):
-        assert time.monotonic() < end, page.text_content("#message")
-        page.wait_for_timeout(20)
+    wait_until(page, lambda: words in page.text_content("#message"), f"not said: {words}")
 
 
 def read_after(page) -> str:
@@ -463,7 +458,7 @@ def test_camera_asked_for_twice_or_stopped_before_it_shows_anything(page):
     page.click("#camera")
     assert page.evaluate("self.asked") == 1
     page.evaluate("self.allow()")
-    wait_until(page, "self.started")
+    wait_until(page, lambda: page.evaluate("self.started"), "not started")
     page.click("#save")
     wait_for_words(page, "The camera has shown nothing yet")
     made = count(page, "made")
