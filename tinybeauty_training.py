@@ -415,8 +415,9 @@ class Run:
 
     def learning_rate(self, step: int) -> float:
         """Return Adam's learning rate in a step, 1 for the first: warm-up, then drops or a line."""
-        left = min(1.0, max(0, self.last_step + 1 - step) / self.steps)
-        left = left if self.config.lr_schedule == "linear" else 1.0
+        left = 1.0
+        if self.config.lr_schedule == "linear":
+            left = min(left, max(0, self.last_step + 1 - step) / self.steps)
         rate = self.config.learning_rate * left * self.config.lr_factor**self.progress.drops
         return rate * step / self.config.warmup_steps if step < self.config.warmup_steps else rate
 
@@ -654,8 +655,7 @@ def train(config: Config, resume: bool, overwrite: bool, team: Team, tracker: Tr
             train_set, val_set = load_data(config)
         train_set.move_to(device)
         torch.manual_seed(config.seed)
-        state = output.path / runs.STATE_FILE
-        model = starting.load_state(state, TinyBeauty) if resume else TinyBeauty()
+        model = starting.load_state(output.path / runs.STATE_FILE, TinyBeauty) if resume else TinyBeauty()
         if config.start_from and not resume:  # then the state has the weights
             seen = load_batches(train_set, starting.choose_batches(len(train_set)), torch.device("cpu"))
             model, config = starting.begin(config, load_model, TinyBeauty, list(seen))

@@ -211,7 +211,8 @@ def begin(
     """
     is_auto = config.start_from == AUTO
     tried = []
-    if not (paths := sorted(LOOKS.glob("*.pt")) if is_auto else [find_look(config.start_from, AUTO)]):
+    paths = sorted(LOOKS.glob("*.pt")) if is_auto else [find_look(config.start_from, AUTO)]
+    if not paths:
         raise UserError(f"start_from {AUTO} finds no look in {LOOKS}; give the path of a .pt")
     for path in paths:
         model = load_state(path, build) if is_state(path) else load(path)

@@ -15,7 +15,7 @@ import torch
 from tinybeauty.blending import SIDE
 from tinybeauty.files import save_bytes
 from tinybeauty.phones.flat import Scales
-from tinybeauty.phones.litert import LEVELS, Builder, find_axis, find_options
+from tinybeauty.phones.litert import LEVELS, Builder, find_axis
 from tinybeauty.phones.networks import SOURCE, Network, Step, Weights, run_step, split_kernels, split_ups
 
 Array = np.ndarray
@@ -83,11 +83,11 @@ class IntegerBuilder(Builder):
 
         Two halves, rounded alike, would move whole channels by up to a step: a grey level of the face.
         """
-        if weights.bias is None:
-            return [None] * parts
+        if weights.bias is None or parts == 1:
+            return super().share_bias(step, weights, parts)
         step_size = self.scales[step.output][0]
         whole = (weights.bias / step_size).round() * step_size
-        return [whole, weights.bias - whole, *[None] * (parts - 2)] if parts > 1 else [weights.bias]
+        return [whole, weights.bias - whole, *[None] * (parts - 2)]
 
     def convolve(self, step: Step, kind: str, weights: Weights, source: int) -> int:
         """Add a convolution, as in Builder."""
@@ -99,7 +99,7 @@ class IntegerBuilder(Builder):
         bias = np.zeros_like(units) if weights.bias is None else weights.bias
         numbers = (bias / units).round().clip(-(2**30), 2**30).astype(np.int32)
         inputs = [source, weight, self.writer.constant(numbers, (units, zeros, 0))]
-        return self.writer.operator(kind, inputs, made, **find_options(step, self.fused, weights))
+        return self.writer.operator(kind, inputs, made, **self.find_options(step, weights))
 
 
 def make_integers(network: Network, faces: list[Array]) -> bytes:

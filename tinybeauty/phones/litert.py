@@ -42,12 +42,6 @@ def find_axis(kind: str) -> int:
     return 3 if kind == "DEPTHWISE_CONV_2D" else 0
 
 
-def find_options(step: Step, fused: set[str], weights: Weights) -> dict[str, int]:
-    """Return a convolution's options: how its kernel is dilated, and whether a ReLU follows."""
-    rows, columns = weights.dilation
-    return {"relu": int(step.output in fused), "dilation_y": rows, "dilation_x": columns}
-
-
 class Builder(ABC):
     """Turns steps into tensors and operators; of what kind the tensors are, a subclass says.
 
@@ -81,6 +75,11 @@ class Builder(ABC):
     def share_bias(self, step: Step, weights: Weights, parts: int) -> list[Array | None]:
         """Return what each of the convolutions that are added up has of their bias."""
         return [None if weights.bias is None else weights.bias / np.float32(parts)] * parts
+
+    def find_options(self, step: Step, weights: Weights) -> dict[str, int]:
+        """Return a convolution's options: how its kernel is dilated, and whether a ReLU follows."""
+        rows, columns = weights.dilation
+        return {"relu": int(step.output in self.fused), "dilation_y": rows, "dilation_x": columns}
 
     def shape_like(self, like: int, channels: int, scale: float) -> tuple[int, ...]:
         """Return a shape of so many channels and `scale` times the size of a tensor."""
@@ -155,7 +154,7 @@ class FloatBuilder(Builder):
         # An operator without a bias is refused, or crashes.
         bias = np.zeros_like(weights.scales) if weights.bias is None else weights.bias
         inputs = [source, weight, self.writer.constant(bias)]
-        return self.writer.operator(kind, inputs, made, **find_options(step, self.fused, weights))
+        return self.writer.operator(kind, inputs, made, **self.find_options(step, weights))
 
 
 def make_litert(network: Network, use_float: bool) -> bytes:
