@@ -8,8 +8,9 @@ const {createStudio, LookError, runLook} = new Function(`${code}; return {create
 const [look, models, width, height, source, out, ...others] = process.argv.slice(2), model = (name) => read(path.join(models, `${name}.tflite`));
 
 (async () => {
-  const studio = await createStudio({wasm: read(path.join(page, 'engine.wasm')), shortRange: model('face_detection_short_range'),
-    fullRange: model('face_detection_full_range_sparse'), mesh: model('face_landmark_with_attention')});
+  const studio = await createStudio(read(path.join(page, 'engine.wasm')));
+  studio.readModels({shortRange: model('face_detection_short_range'), fullRange: model('face_detection_full_range_sparse'),
+    mesh: model('face_landmark_with_attention')});
   const image = {width: Number(width), height: Number(height), data: new Uint8ClampedArray(fs.readFileSync(source))};
   const bytes = read(look), opened = studio.openLook(bytes, 'evening.pt'), problems = [];
   for (let number = 0; number < 60; number++) {  // cut off, or a byte changed

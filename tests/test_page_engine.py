@@ -1,4 +1,7 @@
-"""The page's engine against Python: the same squares, the same network, the same made-up photo."""
+"""The page's engine against Python: the same squares, the same network, the same made-up photo.
+
+PYTHONPATH=. python tests/test_page_engine.py     # writes face.json anew: the landmarks of face.jpg
+"""
 
 from __future__ import annotations
 
@@ -26,6 +29,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LOOK = ROOT / "tinybeauty_model" / "pretrained" / "evening.pt"
 
 
+FACE, POINTS = (ROOT / "tinybeauty" / "page" / name for name in ("face.jpg", "face.json"))
 KINDS = {"in 4 groups": 4, "in as many groups as channels": (64, 32, 16)}  # how the up layers are grouped
 
 
@@ -76,6 +80,17 @@ def test_the_squares_are_pythons(scene):
     for face, (corner, right, down) in zip(found, np.array(said["quads"]), strict=True):
         quad = np.stack((corner, corner + down, corner + right + down, corner + right))
         assert np.hypot(*(quad - face.quad).T).max() * 256 / np.hypot(*right) < 0.5
+
+
+def find_points() -> np.ndarray:
+    """Return the landmarks (478, 2) of the drawn face that a page opens with, in its pixels."""
+    with Image.open(FACE) as image:
+        (face,) = find_faces(image.convert("RGB")).faces
+    return face.points
+
+
+def test_the_page_knows_where_the_drawn_face_is(face_models):
+    assert np.abs(find_points() - json.loads(POINTS.read_text())).max() < 0.5
 
 
 @pytest.mark.parametrize("kind", range(1 + len(KINDS)), ids=["evening", *KINDS])
@@ -155,3 +170,7 @@ def test_another_network_or_version_is_refused(kernels):
     assert "format version 3" in said.pop("version.pt")
     assert [name for name, words in said.items() if "damaged, or not a look" not in words] == []
     assert max(kernels["seconds"]) < 3  # the bomb took 10
+
+
+if __name__ == "__main__":
+    POINTS.write_text(json.dumps(find_points().round(1).tolist(), separators=(",", ":")) + "\n")

@@ -56,7 +56,7 @@ def read_code(name: str) -> str:
         line = re.sub(r"  // .*$", "", line).strip()
         if line and not line.startswith("//") and line != "'use strict';":
             lines.append("".join(tighten(part, marks) for part in re.split(STRINGS, line)))
-    return "\n".join(lines)
+    return re.sub(r"(?<=[;{,(])\n", "", "\n".join(lines))
 
 
 def hash_source(text: str) -> str:
@@ -118,6 +118,9 @@ def list_parts(looks: Sequence[str | Path], face_models: str | Path) -> list[tup
     parts = [("code", worker.encode()), ("wasm", (HERE / "engine.wasm").read_bytes())]
     parts.append(("licence", (HERE / "apache-2.0.txt").read_bytes()))
     parts.append(("face", (HERE / "face.jpg").read_bytes()))
+    parts.append(
+        ("points", (HERE / "face.json").read_bytes())
+    )  # its landmarks: it is made up before any model is read
     parts += [(f"look {name}", data) for name, data in read_looks(looks)]
     folder = Path(face_models)
     return parts + [(name, sort_bytes((folder / file).read_bytes())) for name, file in MODELS.items()]

@@ -15,12 +15,11 @@
 typedef v128_t f4;
 
 extern unsigned char __heap_base;
-
 __attribute__((export_name("heap_base"))) int heap_base(void) { return (int)&__heap_base; }
 
 INLINE f4 load(const float *from) { return wasm_v128_load(from); }
 INLINE void store(float *to, f4 value) { wasm_v128_store(to, value); }
-INLINE f4 multiply_add(f4 a, f4 b, f4 sum) { return wasm_f32x4_add(sum, wasm_f32x4_mul(a, b)); }
+INLINE f4 multiply_add(f4 a, f4 b, f4 sum) { return wasm_f32x4_add(wasm_f32x4_mul(a, b), sum); }  // graphs.js fuses the two
 
 INLINE f4 activate(f4 value, int activation, const float *slope) {
     const f4 zero = wasm_f32x4_const_splat(0);
@@ -29,9 +28,8 @@ INLINE f4 activate(f4 value, int activation, const float *slope) {
     return wasm_v128_bitselect(wasm_f32x4_mul(value, load(slope)), value, wasm_f32x4_lt(value, zero));
 }
 
-// ------------------------------------------------------------------------------------------------------
-// 1 x 1 convolution: out[p, n] = activate(bias[n] + sum over k of in[p, k] * weight[k, n] + added[p, n])
-// ------------------------------------------------------------------------------------------------------
+// --- 1 x 1 convolution --------------------------------------------------------------------------------
+// out[p, n] = activate(bias[n] + sum over k of in[p, k] * weight[k, n] + added[p, n])
 INLINE void multiply_block(const int pixels, const int vectors, const float *in, int in_step, int lines, int line,
                            float *out, int out_step, int depth, const float *weight, const float *bias,
                            const float *added, int activation, const float *slope) {
@@ -88,11 +86,10 @@ KERNEL(pointwise)(const float *in, int in_step, int lines, int line, float *out,
     }
 }
 
-// ------------------------------------------------------------------------------------------------------
-// Convolution: the 1 x 1 convolution above of each output pixel's window of (kernel_h, kernel_w, step)
-// numbers, weight (kernel_h, kernel_w, step, n). Windows that reach beyond the picture are laid into `scratch`.
+// --- Convolution --------------------------------------------------------------------------------------
+// The 1 x 1 convolution above of each output pixel's window of (kernel_h, kernel_w, step) numbers, weight
+// (kernel_h, kernel_w, step, n). Windows that reach beyond the picture are laid into `scratch`.
 // out[y, x, n] = sum over i, j, k of in[y * stride + i - top, x * stride + j - left, k] * weight[i, j, k, n]
-// ------------------------------------------------------------------------------------------------------
 KERNEL(convolve)(const float *in, int height, int width, int step, float *out, int out_height, int out_width,
                  int channels, int kernel_h, int kernel_w, int stride, int top, int left, const float *weight,
                  const float *bias, float *scratch, const float *added, int activation, const float *slope) {
@@ -121,10 +118,8 @@ KERNEL(convolve)(const float *in, int height, int width, int step, float *out, i
     }
 }
 
-// ------------------------------------------------------------------------------------------------------
-// Depthwise convolution, a kernel for each channel, its weight (kernel, kernel, channels):
+// --- Depthwise convolution: a kernel for each channel, its weight (kernel, kernel, channels) ----------
 // out[y, x, c] = bias[c] + sum over i, j of in[y * stride + i - top, x * stride + j - left, c] * weight[i, j, c]
-// ------------------------------------------------------------------------------------------------------
 INLINE void slide(const int pixels, const float *in, int line, int step, float *out, int channels,
                   int low, int high, int first, int last, int kernel, const float *weight, f4 bias,
                   int activation, const float *slope, int move) {
@@ -192,11 +187,8 @@ KERNEL(depthwise)(const float *in, int height, int width, int channels, float *o
     }
 }
 
-// ------------------------------------------------------------------------------------------------------
-// Transposed convolution, 2 x 2 with stride 2, in groups:
+// --- Transposed convolution, 2 x 2 with stride 2, in groups -------------------------------------------
 // out[2y + i, 2x + j, n] = bias[n] + sum over the k of n's group of in[y, x, k] * weight[i, j, k, n]
-// ------------------------------------------------------------------------------------------------------
-
 // `channels` and `depth` are those of one group, channels a multiple of 4; the weight of (i, j) and a group
 // is packed as for the 1 x 1 convolution, groups innermost.
 KERNEL(upsample)(const float *in, int height, int width, int depth, float *out, int channels, int groups,
@@ -237,10 +229,7 @@ KERNEL(upsample_deep)(const float *in, int height, int width, int depth, float *
             }
 }
 
-// ------------------------------------------------------------------------------------------------------
-// What costs little
-// ------------------------------------------------------------------------------------------------------
-
+// --- What costs little --------------------------------------------------------------------------------
 // out[p, c] = activate(a[p, c] + b[p, c]); b may be 0
 KERNEL(add)(const float *a, const float *b, float *out, int pixels, int channels, int activation,
             const float *slope) {
@@ -288,22 +277,21 @@ KERNEL(resize)(const float *in, int height, int width, int channels, float *out)
         }
 }
 
-// ------------------------------------------------------------------------------------------------------
-// Pixels in bytes, 4 of them at a time
-// ------------------------------------------------------------------------------------------------------
+// --- Pixels in bytes, 4 of them at a time -------------------------------------------------------------
 INLINE f4 read_pixel(const unsigned char *from) {
     return wasm_f32x4_convert_i32x4(
         wasm_u32x4_extend_low_u16x8(wasm_u16x8_extend_low_u8x16(wasm_v128_load32_zero(from))));
 }
+
+INLINE f4 mix(f4 a, f4 b, f4 t) { return multiply_add(wasm_f32x4_sub(b, a), t, a); }
 
 INLINE void write_pixel(unsigned char *to, f4 value) {  // cut to a whole level, 0 .. 255
     f4 whole = wasm_i32x4_trunc_sat_f32x4(value), narrow = wasm_i16x8_narrow_i32x4(whole, whole);
     wasm_v128_store32_lane(to, wasm_u8x16_narrow_i16x8(narrow, narrow), 0);
 }
 
-// ------------------------------------------------------------------------------------------------------
-// A residual laid onto a photo: Keys 1981, cubic convolution with a = -0.75, 0 outside of the residual
-// ------------------------------------------------------------------------------------------------------
+// --- A residual laid onto a photo ---------------------------------------------------------------------
+// Keys 1981, cubic convolution with a = -0.75, or bilinear; 0 outside of the residual
 #define SPLAT wasm_f32x4_const_splat
 INLINE f4 find_cubic(float place) {  // the shares of four pixels, `place` from the second to the third
     const float a = -0.75f;
@@ -323,7 +311,7 @@ INLINE f4 add_four(const float *from, f4 share) {
 
 // pixels[y, x] += residual at (a x + b y + c, d x + e y + f), rounded to even and clamped to 0 .. 255
 // pixels: (height, width, 4) bytes. residual: (size + 8, size + 8, 4), with a frame of 4 zeros.
-KERNEL(lay)(unsigned char *pixels, int height, int width, const float *residual, int size, double a,
+KERNEL(lay)(unsigned char *pixels, int height, int width, const float *residual, int size, int cubic, double a,
             double b, double c, double d, double e, double f) {
     int line = (size + 8) * 4;
     for (int y = 0; y < height; y++)
@@ -332,22 +320,25 @@ KERNEL(lay)(unsigned char *pixels, int height, int width, const float *residual,
             double at_y = d * (x + 0.5) + e * (y + 0.5) + f - 0.5;
             if (!(at_x > -2 && at_x < size + 1 && at_y > -2 && at_y < size + 1)) continue;
             int left = (int)(at_x + 2) - 2, top = (int)(at_y + 2) - 2;  // floor, as both are above -2
-            f4 across = find_cubic((float)(at_x - left)), down = find_cubic((float)(at_y - top));
-            const float *from = residual + (top + 3) * line + (left + 3) * 4;  // one before, and 4 for the frame
-            f4 sum = wasm_f32x4_mul(add_four(from, across), wasm_i32x4_shuffle(down, down, 0, 0, 0, 0));
-            sum = multiply_add(add_four(from + line, across), wasm_i32x4_shuffle(down, down, 1, 1, 1, 1), sum);
-            sum = multiply_add(add_four(from + 2 * line, across), wasm_i32x4_shuffle(down, down, 2, 2, 2, 2), sum);
-            sum = multiply_add(add_four(from + 3 * line, across), wasm_i32x4_shuffle(down, down, 3, 3, 3, 3), sum);
-            f4 total = wasm_f32x4_nearest(wasm_f32x4_add(read_pixel(pixels), sum));
-            write_pixel(pixels, total);
+            float across = (float)(at_x - left), down = (float)(at_y - top);
+            const float *from = residual + (top + 4) * line + (left + 4) * 4;  // 4 for the frame
+            f4 sum;
+            if (cubic) {
+                f4 shares = find_cubic(across), rows = find_cubic(down);
+                from -= line + 4;
+                sum = wasm_f32x4_mul(add_four(from, shares), wasm_i32x4_shuffle(rows, rows, 0, 0, 0, 0));
+                sum = multiply_add(add_four(from + line, shares), wasm_i32x4_shuffle(rows, rows, 1, 1, 1, 1), sum);
+                sum = multiply_add(add_four(from + 2 * line, shares), wasm_i32x4_shuffle(rows, rows, 2, 2, 2, 2), sum);
+                sum = multiply_add(add_four(from + 3 * line, shares), wasm_i32x4_shuffle(rows, rows, 3, 3, 3, 3), sum);
+            } else {
+                f4 t = wasm_f32x4_splat(across);
+                sum = mix(mix(load(from), load(from + 4), t), mix(load(from + line), load(from + line + 4), t), wasm_f32x4_splat(down));
+            }
+            write_pixel(pixels, wasm_f32x4_nearest(wasm_f32x4_add(read_pixel(pixels), sum)));
         }
 }
 
-// ------------------------------------------------------------------------------------------------------
-// A square cut out of a picture of `step` bytes a pixel, as Pillow does with Image.transform and then reduce
-// ------------------------------------------------------------------------------------------------------
-INLINE f4 mix(f4 a, f4 b, f4 t) { return multiply_add(wasm_f32x4_sub(b, a), t, a); }
-
+// --- A square cut out of a picture, as Pillow does with Image.transform and then reduce ---------------
 // b + t (c - a + t (2 (a - b) + c - d + t (b - a + d - c)))
 INLINE f4 mix_four(f4 a, f4 b, f4 c, f4 d, f4 t) {
     f4 rise = wasm_f32x4_sub(b, a), turn = wasm_f32x4_sub(d, c);
@@ -355,7 +346,7 @@ INLINE f4 mix_four(f4 a, f4 b, f4 c, f4 d, f4 t) {
     return multiply_add(t, multiply_add(t, multiply_add(t, third, second), wasm_f32x4_sub(c, a)), b);
 }
 
-// out[y, x], RGB: the mean of fine x fine places around (x0, y0) + (x + 0.5) right + (y + 0.5) down, each bilinear or bicubic, and
+// in: `step` bytes a pixel. out[y, x], RGB: the mean of fine x fine places around (x0, y0) + (x + 0.5) right + (y + 0.5) down, each bilinear or bicubic, and
 // cut to a whole level after `up` is added. Outside the picture is 0 or, if edge, its border; a byte behind it is read.
 KERNEL(cut)(const unsigned char *in, int width, int height, int step, unsigned char *out, int size, int fine, int bicubic, int edge,
             float up, double x0, double y0, double right_x, double right_y, double down_x, double down_y) {

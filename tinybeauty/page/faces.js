@@ -396,12 +396,11 @@ function findResidual(engine, look, picture) {
   return residual;
 }
 
-/** Lay a face's makeup onto a photo of 4 channels, in place; request: {strength, lips, eyes, skin}. */
-function layMakeup(engine, photo, face, look, request) {
+/** Lay a face's residual onto a photo of 4 channels, in place; request: {strength, lips, eyes, skin}. */
+function layMakeup(engine, photo, face, residual, request) {
   const aligned = face.aligned, {strength, lips, eyes, skin} = request, one = lips === eyes && eyes === skin;
-  if (!face.residuals.has(look)) face.residuals.set(look, findResidual(engine, look, aligned.picture));
   if (!aligned.masks && !one) aligned.masks = findMasks(aligned.points);
-  let weighed = face.residuals.get(look).slice();
+  let weighed = residual.slice();
   for (let at = 0, place = 0; at < weighed.length; at += 4, place++) {
     const part = one ? skin : skin + (lips - skin) * aligned.masks.lips[place] + (eyes - skin) * aligned.masks.eyes[place], share = strength * face.weight * part;
     weighed[at] *= share;
@@ -431,7 +430,7 @@ function layMakeup(engine, photo, face, look, request) {
       bytes.set(photo.data.subarray(from, from + 4 * width), 4 * row * width);
     }
     const shift = way.map((row) => row[0] * left + row[1] * first + row[2]);
-    engine.kernels.lay(pixels, rows, width, frame, size, way[0][0], way[0][1], shift[0], way[1][0], way[1][1], shift[1]);
+    engine.kernels.lay(pixels, rows, width, frame, size, face.live ? 0 : 1, way[0][0], way[0][1], shift[0], way[1][0], way[1][1], shift[1]);
     for (let row = 0; row < rows; row++) photo.data.set(bytes.subarray(4 * row * width, 4 * (row + 1) * width), 4 * ((first + row) * photo.width + left));
   }
 }

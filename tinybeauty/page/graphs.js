@@ -7,6 +7,17 @@
 const pad4 = (count) => (count + 3) & ~3;
 const NONE = 0, RELU = 1, PRELU = 2;  // activations, as engine.c numbers them
 
+/**
+ * Return engine.wasm with a product and its sum in one step: f32x4.mul, local.get, f32x4.add become local.get, f32x4.relaxed_madd
+ * and three nops. A browser that does not know relaxed SIMD finds it invalid. Source: WebAssembly 3.0, section 5.4 (instructions)
+ */
+function fuseMultiplyAdd(bytes) {
+  const fused = bytes.slice(), from = [0xfd, 0xe6, 1, 0x20, -1, 0xfd, 0xe4, 1];
+  for (let at = 0; at < fused.length; at++)
+    if (from.every((byte, index) => byte < 0 || fused[at + index] === byte)) fused.set([0x20, fused[at + 4], 0xfd, 0x85, 2, 1, 1, 1], at);
+  return fused;
+}
+
 /** engine.wasm and its memory: weights from the bottom up, above them an arena that the plans share. */
 class Engine {
   constructor(instance) {
@@ -18,7 +29,8 @@ class Engine {
   }
 
   static async create(bytes) {
-    return new Engine((await WebAssembly.instantiate(bytes)).instance);
+    const fast = fuseMultiplyAdd(bytes);
+    return new Engine((await WebAssembly.instantiate(WebAssembly.validate(fast) ? fast : bytes)).instance);
   }
 
   /** Make the memory reach up to an address in bytes. */
@@ -173,15 +185,14 @@ class Graph {
 
   /** Return {input, steps, values}: addresses for a picture of one size, and what to call in order. */
   plan(height, width) {
-    const key = `${height} x ${width}`, engine = this.engine;
-    if (this.plans.has(key)) return this.plans.get(key);
+    const key = `${height} x ${width}`, engine = this.engine, base = engine.top, known = this.plans.get(key);
+    if (known && known.base === base) return known;  // else weights lie there by now
     const shapes = new Map([[this.input, [height, width, 3]]]), last = new Map(), places = new Map();
     this.nodes.forEach((node, index) => {
       shapes.set(node.output, findShape(node, shapes.get(node.inputs[0])));
       node.inputs.forEach((number) => last.set(number, index));
     });
     this.outputs.forEach((number) => last.set(number, Infinity));
-    const base = engine.top;
     let free = [[base, 0x7ffffff0]], highest = base;
     const room = (number) => 4 * shapes.get(number)[0] * shapes.get(number)[1] * pad4(shapes.get(number)[2]);
     const take = (size) => {  // the first gap that is large enough
@@ -200,7 +211,7 @@ class Graph {
         return gaps;
       }, []);
     };
-    const steps = [], values = new Map(), plan = {input: take(room(this.input)), steps, values, shapes, places};
+    const steps = [], values = new Map(), plan = {base, input: take(room(this.input)), steps, values, shapes, places};
     places.set(this.input, plan.input);
     this.nodes.forEach((node, index) => {
       if (shapes.get(node.output)) places.set(node.output, take(room(node.output)));

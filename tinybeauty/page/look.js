@@ -245,8 +245,13 @@ const SMOOTH = 0.35, STILL = 1.5, MOVING = 5, FADE_IN = 0.2;  // as in tinybeaut
 
 /** Finds faces and makes them up; one for all pictures. An image is {data, width, height}, RGBA bytes. */
 class Studio {
-  constructor(engine, models) {
-    Object.assign(this, {engine, models});
+  constructor(engine) {
+    Object.assign(this, {engine, models: null});
+  }
+
+  /** Take MediaPipe's three models, Uint8Arrays, without which no face is found. */
+  readModels({shortRange, fullRange, mesh}) {
+    this.models = new FaceModels(...[shortRange, fullRange, mesh].map((bytes) => readModel(this.engine, bytes)));
   }
 
   /** Return a look of the bytes of a .pt file; throws a LookError whose message says what is wrong. */
@@ -254,13 +259,12 @@ class Studio {
     return readLook(this.engine, bytes, name);
   }
 
-  /** Return {faces, leftOut: [{reason}]}: those that makeup can be put on, the largest first, and why others get none; quickly: as in a film. */
-  findFaces(image, quickly = false) {
-    const photo = {...image, width: image.width, height: image.height, data: image.data, channels: 4}, found = quickly ? findAll(photo, this.models, 1, ['live']) : findAll(photo, this.models, 3);
+  /** Return {faces, leftOut: [{reason}]}: those that makeup can be put on, the largest first, and why others get none. */
+  findFaces(image) {
+    const photo = {...image, width: image.width, height: image.height, data: image.data, channels: 4}, found = findAll(photo, this.models, 3);
     const faces = found.faces.filter((face) => {
       const [x, y] = middleOf(face.points);
       try {
-        face.live = quickly;
         checkFace(photo, face);
         checkColours(prepare(this.engine, photo, face).aligned);
         return true;
@@ -273,12 +277,21 @@ class Studio {
     return {faces, leftOut: found.leftOut};
   }
 
+  /** Work out a look for faces of an image, which is most of the time of `makeUp`. */
+  findMakeup(image, faces, look) {
+    const photo = {width: image.width, height: image.height, data: image.data, channels: 4};
+    for (const face of faces) {
+      if (!face.aligned) prepare(this.engine, photo, face);
+      if (face.weight > 0 && !face.residuals.has(look)) face.residuals.set(look, findResidual(this.engine, look, face.aligned.picture));
+    }
+  }
+
   /** Put a look on faces of an image, in place and only inside the faces' squares; the image must be as it was found. */
   makeUp(image, faces, look, {strength = 1, lips = 1, eyes = 1, skin = 1} = {}) {
     const photo = {width: image.width, height: image.height, data: image.data, channels: 4};
-    for (const face of faces) if (!face.aligned) prepare(this.engine, photo, face);  // all are looked at before the first is painted
     if (!strength) return;
-    for (const face of faces) if (face.weight > 0) layMakeup(this.engine, photo, face, look, {strength, lips, eyes, skin});
+    this.findMakeup(image, faces, look);  // all are looked at before the first is painted
+    for (const face of faces) if (face.weight > 0) layMakeup(this.engine, photo, face, face.residuals.get(look), {strength, lips, eyes, skin});
   }
 
   /** Return {faces, state} of a frame of a webcam; state: what the frame before returned, null for the first. */
@@ -330,10 +343,9 @@ class Studio {
   }
 }
 
-/** Return a Studio of engine.wasm and MediaPipe's three models, all Uint8Arrays. */
-async function createStudio({wasm, shortRange, fullRange, mesh}) {
+/** Return a Studio of engine.wasm, a Uint8Array. */
+async function createStudio(wasm) {
   const engine = await Engine.create(wasm);
-  const [near, far, close] = [shortRange, fullRange, mesh].map((bytes) => readModel(engine, bytes));
   engine.slot = engine.reserve(LOOK_FLOATS);
-  return new Studio(engine, new FaceModels(near, far, close));
+  return new Studio(engine);
 }

@@ -4,7 +4,7 @@
 const find = (id) => document.getElementById(id);
 const SLIDERS = ['strength', 'lips', 'eyes', 'skin'];
 let worker = null, lookNow = 0, busy = true, waiting = false;  // busy: the Worker has a picture to make up; waiting: it is out of date already
-let stream = null, video = null, fresh = false, sent = false, frameTimes = [];  // fresh: the camera has a frame that the Worker has not; sent: the Worker has one that it has not answered
+let stream = null, video = null, fresh = false, sent = false, frameTimes = [];  // fresh: the camera has a frame that the Worker has not; sent: the Worker has one and wants no more
 const early = [];  // files that came before the page was ready
 
 /** Say something; it goes again after a while unless it is to stay. */
@@ -108,10 +108,12 @@ const answers = {
     show(find('after'), message.after);
     document.body.dataset.made = Number(document.body.dataset.made || 0) + 1;
   },
-  frame({before, after, faces}) {
+  next() {
     sent = false;
-    if (!stream) return;
     sendFrame();
+  },
+  frame({before, after, faces}) {
+    if (!stream) return;
     show(find('before'), before);
     show(find('after'), after);
     frameTimes = [...frameTimes, performance.now()].slice(-31);

@@ -1,5 +1,5 @@
 // The Worker: holds the Studio and the picture, answers the page's messages one at a time.
-// In: {kind, ...}; out: {kind: 'ready' | 'thumb' | 'look' | 'made' | 'frame' | 'saved' | 'wrong', ...}.
+// In: {kind, ...}; out: {kind: 'ready' | 'thumb' | 'look' | 'made' | 'next' | 'frame' | 'saved' | 'wrong', ...}.
 'use strict';
 
 const PREVIEW_SIDE = 1400, MOST_PIXELS = 64e6, MOST_SIDE = 16384, MOST_LOOK_BYTES = 2e6;
@@ -116,16 +116,16 @@ function sendMade(settings, fresh, news) {
 
 const answers = {
   async start({parts, looks: names, settings}) {
-    const face = new Blob([parts.face], {type: 'image/jpeg'});
-    for (const name of ['shortRange', 'fullRange', 'mesh']) parts[name] = joinBytes(parts[name]);
-    studio = await createStudio(parts);
-    const image = await decode(face, 'the drawn face', PREVIEW_SIDE);
-    sample = {blob: face, image, ...studio.findFaces(image, true), own: false, name: 'drawn face'};
-    photo = sample;
+    const blob = new Blob([parts.face], {type: 'image/jpeg'}), points = JSON.parse(new TextDecoder().decode(parts.points));
+    studio = await createStudio(parts.wasm);
+    const image = await decode(blob, 'the drawn face', PREVIEW_SIDE);
+    sample = photo = {blob, image, faces: [Object.assign(makeFace(points, 1), {live: true})], leftOut: [], own: false, name: 'drawn face'};
     const open = (name) => looks.push(studio.openLook(parts[`look ${name}`], name));
     open(names[0]);
     sendMade(settings, true);
     names.slice(1).forEach(open);
+    for (const name of ['shortRange', 'fullRange', 'mesh']) parts[name] = joinBytes(parts[name]);
+    studio.readModels(parts);
     postMessage({kind: 'ready'});
     looks.forEach((_, index) => sendThumb(index));
   },
@@ -146,7 +146,9 @@ const answers = {
   frame({bitmap, settings}) {
     const before = readBitmap(bitmap, 1, true), after = copyOf(before), found = studio.follow(before, following);
     following = found.state;
-    if (found.faces.length) studio.makeUp(after, found.faces, looks[settings.look], settings);
+    if (settings.strength) studio.findMakeup(before, found.faces, looks[settings.look]);
+    postMessage({kind: 'next'});  // the next frame is on its way while this one is painted
+    studio.makeUp(after, found.faces, looks[settings.look], settings);
     lastFrame = copyOf(after);
     postMessage({kind: 'frame', before, after, faces: found.faces.length}, [before.data.buffer, after.data.buffer]);
   },
