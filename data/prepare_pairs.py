@@ -360,12 +360,13 @@ def find_taken(stems: Iterable[str]) -> dict[str, frozenset[str]]:
 
 
 def is_strange(path: Path) -> bool:
-    """Return whether something is there that this tool did not make."""
+    """Return whether a picture or a report is there that this tool did not make."""
     if not path.exists() or (path.is_file() and not path.stat().st_size):  # as the power's failure leaves it
         return False
     if path.suffix == ".csv":
         return not path.read_bytes().startswith(",".join(HEADER).encode())
-    return read_mark(path) is None
+    # What is no picture, such as Windows' Thumbs.db, is in nobody's way.
+    return path.suffix.lower() in IMAGE_SUFFIXES and read_mark(path) is None
 
 
 def check_strangers(out: Path) -> None:

@@ -205,6 +205,9 @@ def test_a_pair_that_a_power_failure_left_empty_is_made_anew(photos, made, tmp_p
     (out / "source" / "dark.png").write_bytes(b"")
     (out / "preview.png").write_bytes(b"")
     make(photos, out)
+    (out / "target" / "Thumbs.db").write_bytes(b"Windows', after a look at the pairs")
+    assert "5 of them were there" in make(photos, out)
+    (out / "target" / "Thumbs.db").unlink()
     assert read_files(out) == read_files(made)
 
 
