@@ -500,6 +500,15 @@ def test_heic_comes_in_where_the_plugin_is(apply, portrait, tmp_path):
         assert (image.format, image.size, image.getexif()[0x010F]) == ("JPEG", portrait.size, "Maker")
 
 
+def test_heic_under_another_name_is_heic(apply, tmp_path):
+    for name in ("a.jpg", "b.heic"):
+        (tmp_path / name).write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
+    code, _, stderr = apply(tmp_path, "--out", tmp_path / "out", "--workers", 1)
+    # The same of both: that they are broken, or that the plugin is missing.
+    first, second = (line.split(": ", 1)[1] for line in stderr.splitlines()[1:])
+    assert (code, first) == (1, second)
+
+
 def test_a_photo_of_a_mode_without_colours(face_models):
     with pytest.raises(LeftOut, match="a grey photo"):
         put_makeup_on(Image.new("L", (64, 64)), open_look(LOOK))

@@ -226,7 +226,8 @@ def open_photo(path: Path) -> Photo:
         raise LeftOut(f"cannot be read: {error.strerror}") from None
     if not data:
         raise LeftOut("an empty file")
-    if path.suffix.lower() in HEIF_SUFFIXES and not register_heif():
+    is_heif = path.suffix.lower() in HEIF_SUFFIXES or data[4:10] == b"ftyphe"  # some are called .jpg
+    if is_heif and not register_heif():
         raise LeftOut("HEIC needs Pillow's plugin: pip install pillow-heif")
     try:
         Image.init()  # Pillow's other decoders stay shut: some start other programs
