@@ -284,6 +284,7 @@ def test_16_bits_stay_16_bits(apply, portrait, face_models, tmp_path, channels):
         ("b.tiff", {"exif": make_exif().tobytes()}),
         ("c.tif", {"compression": "jpeg", "quality": 60}),
         ("cmyk.jpg", {"quality": 95}),
+        ("rgb.jpg", {"quality": 90, "keep_rgb": True}),
     ],
 )
 def test_other_formats(apply, portrait, tmp_path, name, options):
@@ -292,12 +293,13 @@ def test_other_formats(apply, portrait, tmp_path, name, options):
     assert apply(tmp_path / name, "--out", tmp_path / "out")[0] == 0
     with Image.open(tmp_path / name) as before, Image.open(tmp_path / "out" / name) as after:
         assert (after.format, after.mode, after.size) == (before.format, before.mode, before.size)
+        assert getattr(after, "layer", None) == getattr(before, "layer", None)  # what a JPEG stores
         for key in ("exif", "icc_profile", "dpi", "compression"):
             assert after.info.get(key) == before.info.get(key), key
         assert after.getexif().get_ifd(0x8769) == before.getexif().get_ifd(0x8769)
         change = np.abs(np.asarray(after).astype(int) - np.asarray(before)).max(2)
     assert change.max() > 40
-    assert change[:15].max() <= {"b.webp": 8, "c.tif": 2, "cmyk.jpg": 2}.get(name, 0)
+    assert change[:15].max() <= {"b.webp": 8, "c.tif": 2, "cmyk.jpg": 2, "rgb.jpg": 2}.get(name, 0)
 
 
 def test_a_tiff_with_a_palette_keeps_its_tags_and_16_bits_are_not_cut_to_8(apply, portrait, tmp_path):

@@ -326,11 +326,13 @@ def write_jpeg(image: Image.Image, photo: Photo) -> bytes:
     original = photo.image
     if not isinstance(original, JpegImagePlugin.JpegImageFile):  # HEIC
         return save(image, "JPEG", photo.options)
-    sampling = JpegImagePlugin.get_sampling(original)
+    sampling, info = JpegImagePlugin.get_sampling(original), original.info
+    is_rgb = image.mode == "RGB" and info.get("adobe_transform") == 0 and "jfif" not in info
     options = {
+        "keep_rgb": is_rgb,  # nearly all are YCbCr
         "qtables": original.quantization,
         "subsampling": sampling if sampling >= 0 else 0,
-        "progressive": bool(original.info.get("progressive")),
+        "progressive": bool(info.get("progressive")),
     }
     return replace_segments(save(image, "JPEG", options), photo.data)
 
