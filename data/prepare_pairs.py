@@ -24,6 +24,7 @@ import os
 import re
 import sys
 import time
+import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -164,6 +165,7 @@ def read_photo(data: bytes) -> Image.Image:
     Raises:
         LeftOut: the file is broken, no image, or too large.
     """
+    warnings.filterwarnings("ignore", module="PIL")  # of odd EXIF: they do not name the file
     try:
         return open_image(io.BytesIO(data))
     except ValueError as error:

@@ -222,6 +222,15 @@ def test_two_runs_at_once(photos, tmp_path):
     assert partial.is_file()
 
 
+def test_odd_exif_is_no_news(tmp_path):
+    save_photo(tmp_path / "photos", "a.png", draw_face(MEAN, (256, 256)), MEAN)
+    with Image.open(tmp_path / "photos" / "a.png") as image:
+        image.save(tmp_path / "photos" / "a.jpg", exif=b"Exif\0\0MM\0*garbage", quality=95)
+    (tmp_path / "photos" / "a.png").unlink()
+    run = run_tool(tmp_path / "photos", "--out", tmp_path / "out", "--size", 64)
+    assert (run.returncode, run.stdout[:7], run.stderr) == (0, "1 pairs", "")
+
+
 @pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="names there are Unicode")
 def test_names_that_are_no_text_or_too_long(photos, tmp_path):
     mine, out = tmp_path / "photos", tmp_path / "out"
