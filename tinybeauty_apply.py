@@ -5,7 +5,8 @@
     python tinybeauty_apply.py clip.mp4 --look my_run/tinybeauty_best_psnr.pt --compare --out made_up
 
 A file keeps its name, format, size, EXIF, colour profile and transparency. Outside the faces' squares no
-pixel changes, but that JPEGs (with their own tables) and videos are compressed anew. From Python:
+pixel changes, but that JPEGs (with their own tables), WebPs that are lossy, AVIFs and videos are compressed
+anew. From Python:
 
     made_up = put_makeup_on(photo, load_model("tinybeauty_model/pretrained/evening.pt"), strength=0.7)
 """
@@ -252,7 +253,7 @@ def apply_look(argv: list[str]) -> None:
     """
     flags = parse_flags(argv)
     look = find_look(flags.look)
-    sources = outputs.list_inputs(flags.inputs, photos.PHOTO_SUFFIXES | videos.VIDEO_SUFFIXES)
+    sources = outputs.list_inputs(flags.inputs, photos.PHOTO_SUFFIXES | videos.VIDEO_SUFFIXES, flags.out)
     targets = outputs.find_targets(sources, flags.out, "_compare" * flags.compare, photos.HEIF_SUFFIXES)
     open_look(look)  # a damaged file is said before anything is fetched or made
     face_models = fetch_face_models(flags.face_models)

@@ -20,9 +20,14 @@ import hashlib
 import io
 import json
 import math
+import os
 import re
 import sys
 import time
+import warnings
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,10 +41,10 @@ from makeup import VERSION, Portrait, draw_eye_mask, load_look, paint_look, to_l
 from variants import VARIATION, draw_variant, vary
 
 from tinybeauty.alignment import Array, align
-from tinybeauty.errors import LeftOut, Parser, UserError, list_some, run_command
+from tinybeauty.errors import LeftOut, Parser, UserError, list_some, readable, run_command
 from tinybeauty.face_models import fetch_face_models, load_face_models
 from tinybeauty.faces import check_colours, check_face, check_shape, check_sharpness, find_faces
-from tinybeauty.files import make_folder, path_flag, save_bytes
+from tinybeauty.files import lock_folder, make_folder, path_flag, save_bytes
 from tinybeauty.images import IMAGE_SUFFIXES, READER, VARIANT, find_unread, list_images, open_image
 from tinybeauty.landmarks import UPPER_LID, read_landmarks
 from tinybeauty.workers import count_cores, run_jobs
@@ -48,6 +53,8 @@ HERE = Path(__file__).resolve().parent
 KINDS = ("source", "target", "eye_mask")
 FINDER = 2  # number of the way to find faces: another one, and pairs of faces it found are made anew
 MARK = "tinybeauty"  # the text in a PNG that says what it was made from
+HEADER = ("file", "reason")  # of skipped.csv
+LONGEST = 255 - len(".NAME_10~v100.png.partial") + len("NAME")  # bytes of a photo's stem, as files have 255
 
 
 # ======================================================================================================
@@ -141,8 +148,10 @@ def read_files(photo: Path) -> tuple[bytes, bytes | None]:
     """Return the bytes of a photo and of the landmarks beside it, None where there are none.
 
     Raises:
-        LeftOut: one of the two cannot be read.
+        LeftOut: one of the two cannot be read, or files of the pairs could not be named after it.
     """
+    if len(os.fsencode(photo.stem)) > LONGEST:
+        raise LeftOut(f"its name is too long for those of its pairs: over {LONGEST} bytes; rename it")
     beside = photo.with_suffix(".json")
     try:
         return photo.read_bytes(), beside.read_bytes() if beside.is_file() else None
@@ -156,6 +165,7 @@ def read_photo(data: bytes) -> Image.Image:
     Raises:
         LeftOut: the file is broken, no image, or too large.
     """
+    warnings.filterwarnings("ignore", module="PIL")  # of odd EXIF: they do not name the file
     try:
         return open_image(io.BytesIO(data))
     except ValueError as error:
@@ -221,7 +231,9 @@ def make_pairs(job: Job) -> Result:
         if VARIANT.fullmatch(job.photo.stem):
             raise LeftOut("its name ends as those of variants do: rename it")
         data, landmarks = read_files(job.photo)
-        made_of = [job.settings.encode(), data, landmarks or b"found by %d" % FINDER]
+        # Names that are taken decide which of the faces found get a pair.
+        found = [b"found by %d" % FINDER, *(os.fsencode(name) for name in sorted(job.taken))]
+        made_of = [job.settings.encode(), data, landmarks or b"".join(found)]
         fingerprint = hashlib.sha256(b"".join(made_of)).hexdigest()[:16]
         if finished := find_finished(job, fingerprint):
             return finished
@@ -322,23 +334,53 @@ def get_models(photos: list[Path], face_models: Path | None) -> Path | None:
     return fetch_face_models(face_models)
 
 
-def make_folders(out: Path, kinds: tuple[str, ...]) -> None:
-    """Make the output folders and remove what a killed run left half-written."""
+@contextmanager
+def open_folders(out: Path, kinds: tuple[str, ...]) -> Iterator[None]:
+    """Make the output folders, keep other runs out, and remove what a killed run left half-written.
+
+    Raises:
+        UserError: another run is writing into them.
+        OSError: they cannot be written.
+    """
     for kind in kinds:
         make_folder(out / kind)
-        for path in (out / kind).glob(".*.partial"):
-            path.unlink()
+    with lock_folder(out):
+        for kind in kinds:
+            for path in (out / kind).glob(".*.partial"):
+                path.unlink()
+        yield
+
+
+def find_taken(stems: Iterable[str]) -> dict[str, frozenset[str]]:
+    """Return {stem: those of other photos that its further faces would have} (`anna_2` of `anna`)."""
+    taken: dict[str, set[str]] = defaultdict(set)
+    for stem in stems:
+        first, _, number = stem.rpartition("_")
+        if number.isdecimal():
+            taken[first].add(stem)
+    return {first: frozenset(names) for first, names in taken.items()}
+
+
+def is_strange(path: Path) -> bool:
+    """Return whether a picture or a report is there that this tool did not make."""
+    if not path.exists() or (path.is_file() and not path.stat().st_size):  # as the power's failure leaves it
+        return False
+    if path.suffix == ".csv":
+        return not path.read_bytes().startswith(",".join(HEADER).encode())
+    # What is no picture, such as Windows' Thumbs.db, is in nobody's way.
+    return path.suffix.lower() in IMAGE_SUFFIXES and read_mark(path) is None
 
 
 def check_strangers(out: Path) -> None:
-    """Refuse a folder with pictures of somebody else's: they would be overwritten or mixed in.
+    """Refuse a folder with files of somebody else's: they would be overwritten or mixed in.
 
     Raises:
         UserError: names some of them.
     """
-    for folder in (out / kind for kind in KINDS):
-        paths = sorted(folder.iterdir()) if folder.is_dir() else []
-        if others := [path.name for path in paths if path.name[0] != "." and read_mark(path) is None]:
+    own = {kind: sorted((out / kind).iterdir()) if (out / kind).is_dir() else [] for kind in KINDS}
+    for kind, paths in ({"": [out / "preview.png", out / "skipped.csv"]} | own).items():
+        folder = out / kind
+        if others := [path.name for path in paths if path.name[0] != "." and is_strange(path)]:
             raise UserError(
                 f"{folder} holds files that this tool did not make: {list_some(others)}; "
                 "choose another folder with --out"
@@ -347,9 +389,9 @@ def check_strangers(out: Path) -> None:
 
 def save_report(folder: Path, results: list[Result]) -> int:
     """Write skipped.csv, with a header alone if nothing was left out; return its number of rows."""
-    rows = [row for result in results for row in result.left_out]
+    rows = [map(readable, row) for result in results for row in result.left_out]
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([("file", "reason"), *rows])
+    csv.writer(text, lineterminator="\n").writerows([HEADER, *rows])
     save_bytes(folder / "skipped.csv", text.getvalue().encode())
     return len(rows)
 
@@ -455,27 +497,27 @@ def prepare_pairs(
     started = time.monotonic()
     groups = load_look(looks, look)
     paths = list_photos(photos)
-    if out.resolve() == photos.resolve():
+    if photos.resolve() in {folder.resolve() for folder in (out, *(out / kind for kind in KINDS))}:
         raise UserError(f"{out} holds the photos; choose another folder for the pairs with --out")
     check_strangers(out)
     models = get_models(paths, face_models)
-    make_folders(out, KINDS)
     settings = json.dumps([VERSION, READER, size, groups], sort_keys=True)
-    stems = {path.stem for path in paths}
-    jobs = []
-    for path in paths:
-        taken = frozenset(stem for stem in stems if re.fullmatch(rf"{re.escape(path.stem)}_\d+", stem))
-        jobs.append(Job(path, out, groups, size, models, settings, taken, variants))
-    results = run_jobs(make_pairs, jobs, workers, f"putting {look} on") + name_unread(photos)
-    lines = save_report(out, results)
-    names = [name for result in results for name in result.names]
-    if not names:
-        raise UserError(
-            f"none of the {len(paths):,} photos gave a pair: {explain_left_out(results)}; "
-            f"see {out / 'skipped.csv'}"
-        )
-    save_preview(out, sorted(names))
-    strays = {path.stem for kind in KINDS for path in (out / kind).glob("*.png")} - set(names)
+    taken = find_taken(path.stem for path in paths)
+    jobs = [
+        Job(path, out, groups, size, models, settings, taken.get(path.stem, frozenset()), variants)
+        for path in paths
+    ]
+    with open_folders(out, KINDS):
+        results = run_jobs(make_pairs, jobs, workers, f"putting {look} on") + name_unread(photos)
+        lines = save_report(out, results)
+        names = [name for result in results for name in result.names]
+        if not names:
+            raise UserError(
+                f"none of the {len(paths):,} photos gave a pair: {explain_left_out(results)}; "
+                f"see {out / 'skipped.csv'}"
+            )
+        save_preview(out, sorted(names))
+    strays = {path.stem for kind in KINDS for path in (out / kind).glob("[!.]*.png")} - set(names)
     if strays:
         stray = f"{len(strays):,} pairs in {out} are of no photo or variant of this run"
         stray += f": {list_some(sorted(strays))}"
@@ -500,18 +542,20 @@ def add_masks(data_dir: Path, workers: int, face_models: Path | None) -> str:
     paths = list_photos(data_dir / "source")
     masks = data_dir / "eye_mask"
     have = (
-        {path.stem for path in masks.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES}
+        {readable(path.stem) for path in masks.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES}
         if masks.is_dir()
         else set()
     )
-    lacking = [path for path in paths if path.stem not in have]
+    lacking = [path for path in paths if readable(path.stem) not in have]
     if not lacking:
         return f"all {len(paths):,} pairs in {data_dir} have their eye masks already"
+    if is_strange(report := data_dir / "skipped.csv"):
+        raise UserError(f"{report} is there, and this tool did not make it: move it away")
     models = get_models(lacking, face_models)
-    make_folders(data_dir, ("eye_mask",))
     jobs = [Job(path, data_dir, {}, 0, models) for path in lacking]
-    results = run_jobs(add_mask, jobs, workers, "drawing eye masks") + name_unread(data_dir / "source")
-    lines = save_report(data_dir, results)
+    with open_folders(data_dir, ("eye_mask",)):
+        results = run_jobs(add_mask, jobs, workers, "drawing eye masks") + name_unread(data_dir / "source")
+        lines = save_report(data_dir, results)
     made = sum(len(result.names) for result in results)
     if not made:
         reasons = explain_left_out(results)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -277,10 +278,13 @@ def test_16_bits_stay_16_bits(apply, portrait, face_models, tmp_path, channels):
     [
         ("a.webp", {"lossless": True, "exif": make_exif()}),
         ("b.webp", {"quality": 80}),
+        ("c.webp", {"lossless": True, "icc_profile": make_profile(DISPLAY_P3, 2.2)}),
         ("a.bmp", {}),
         ("a.tif", {"compression": "tiff_lzw", "dpi": (72, 72)}),
         ("b.tiff", {"exif": make_exif().tobytes()}),
+        ("c.tif", {"compression": "jpeg", "quality": 60}),
         ("cmyk.jpg", {"quality": 95}),
+        ("rgb.jpg", {"quality": 90, "keep_rgb": True}),
     ],
 )
 def test_other_formats(apply, portrait, tmp_path, name, options):
@@ -289,12 +293,33 @@ def test_other_formats(apply, portrait, tmp_path, name, options):
     assert apply(tmp_path / name, "--out", tmp_path / "out")[0] == 0
     with Image.open(tmp_path / name) as before, Image.open(tmp_path / "out" / name) as after:
         assert (after.format, after.mode, after.size) == (before.format, before.mode, before.size)
+        assert getattr(after, "layer", None) == getattr(before, "layer", None)  # what a JPEG stores
         for key in ("exif", "icc_profile", "dpi", "compression"):
             assert after.info.get(key) == before.info.get(key), key
         assert after.getexif().get_ifd(0x8769) == before.getexif().get_ifd(0x8769)
         change = np.abs(np.asarray(after).astype(int) - np.asarray(before)).max(2)
     assert change.max() > 40
-    assert change[:15].max() <= (8 if name == "b.webp" else 2 if name == "cmyk.jpg" else 0)
+    assert change[:15].max() <= {"b.webp": 8, "c.tif": 2, "cmyk.jpg": 2, "rgb.jpg": 2}.get(name, 0)
+
+
+def test_a_tiff_with_a_palette_keeps_its_tags_and_16_bits_are_not_cut_to_8(apply, portrait, tmp_path):
+    portrait.quantize(256).save(tmp_path / "palette.tif", artist="somebody")
+    assert apply(tmp_path / "palette.tif", "--out", tmp_path / "out")[0] == 0
+    with Image.open(tmp_path / "out/palette.tif") as image:
+        assert image.tag_v2[315] == "somebody"
+    width, height, tags = *portrait.size, b""
+    for tag, kind, count, value in (
+        (256, 3, 1, width), (257, 3, 1, height), (258, 3, 3, 122), (259, 3, 1, 1), (262, 3, 1, 2),
+        (273, 4, 1, 128), (277, 3, 1, 3), (278, 3, 1, height), (279, 4, 1, 6 * width * height),
+    ):  # fmt: skip
+        tags += struct.pack("<HHII", tag, kind, count, value)
+    head = struct.pack("<2sHIH", b"II", 42, 8, 9) + tags + struct.pack("<I3H", 0, 16, 16, 16)
+    pixels = np.asarray(portrait).astype("<u2") * 257
+    (tmp_path / "deep.tif").write_bytes(head + pixels.tobytes())
+    assert np.array_equal(read(tmp_path / "deep.tif"), np.asarray(portrait))  # by Pillow
+    code, _, stderr = apply(tmp_path / "deep.tif", "--out", tmp_path / "out")
+    assert code == 1
+    assert "16 bits a colour are not supported; save it as a PNG of 16 bits" in stderr
 
 
 def test_makeup_is_the_same_in_other_colours(apply, portrait, tmp_path):
@@ -357,6 +382,15 @@ def test_what_was_done_is_not_done_again(apply, error, portrait, tmp_path):
     told = error(tmp_path / "a.png", "--out", out)
     assert told.endswith(f"{out / 'a.png'} is there already, and not as this command wrote it: move it away")
     assert (out / "a.png").read_bytes() == b"somebody's own"
+
+
+def test_results_beside_the_photos_are_no_photos_the_next_time(apply, portrait, tmp_path):
+    portrait.save(tmp_path / "a.png")
+    command = [tmp_path, "--out", tmp_path, "--compare"]
+    assert apply(*command)[1] == f"1 of 1 written to {tmp_path}\n"
+    assert apply(*command)[1] == f"0 of 1 written to {tmp_path}, 1 were there already\n"
+    portrait.save(tmp_path / "a_compare.png")  # somebody's own
+    assert "is one of the originals" in apply(*command)[2]
 
 
 def test_many_photos_on_all_cores_are_as_one_by_one(apply, portrait, face_models, tmp_path):
@@ -466,6 +500,15 @@ def test_heic_comes_in_where_the_plugin_is(apply, portrait, tmp_path):
     assert apply(tmp_path / "a.heic", "--out", tmp_path / "out")[0] == 0
     with Image.open(tmp_path / "out/a.jpg") as image:
         assert (image.format, image.size, image.getexif()[0x010F]) == ("JPEG", portrait.size, "Maker")
+
+
+def test_heic_under_another_name_is_heic(apply, tmp_path):
+    for name in ("a.jpg", "b.heic"):
+        (tmp_path / name).write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
+    code, _, stderr = apply(tmp_path, "--out", tmp_path / "out", "--workers", 1)
+    # The same of both: that they are broken, or that the plugin is missing.
+    first, second = (line.split(": ", 1)[1] for line in stderr.splitlines()[1:])
+    assert (code, first) == (1, second)
 
 
 def test_a_photo_of_a_mode_without_colours(face_models):

@@ -21,6 +21,11 @@ from conftest import ROOT, read_files
 from drawn_faces import MEAN, SKINS, draw_face, place, save_photo
 from PIL import Image, ImageFilter
 
+sys.path.insert(0, str(ROOT / "data"))
+
+from prepare_pairs import find_taken
+
+from tinybeauty.files import lock_folder
 from tinybeauty.landmarks import UPPER_LID
 from tinybeauty.pairs import find_pairs
 
@@ -100,7 +105,7 @@ def test_the_layout_is_what_the_training_reads(made):
     assert (made / "skipped.csv").read_text() == "file,reason\n"
     with Image.open(made / "preview.png") as sheet:
         assert sheet.size == (3 * 448 + 16, 2 * 224 + 8)
-    assert {path.name for path in made.iterdir()} == {*KINDS, "skipped.csv", "preview.png"}
+    assert {path.name for path in made.glob("[!.]*")} == {*KINDS, "skipped.csv", "preview.png"}
 
 
 def test_the_same_command_makes_the_same_bytes_with_any_number_of_workers(photos, made, tmp_path):
@@ -194,6 +199,68 @@ def test_a_kill_leaves_nothing_half_written(tmp_path):
     assert not list(out.rglob("*.partial"))
 
 
+def test_a_pair_that_a_power_failure_left_empty_is_made_anew(photos, made, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(made, out)
+    (out / "source" / "dark.png").write_bytes(b"")
+    (out / "preview.png").write_bytes(b"")
+    make(photos, out)
+    (out / "target" / "Thumbs.db").write_bytes(b"Windows', after a look at the pairs")
+    assert "5 of them were there" in make(photos, out)
+    (out / "target" / "Thumbs.db").unlink()
+    assert read_files(out) == read_files(made)
+
+
+def test_two_runs_at_once(photos, tmp_path):
+    (tmp_path / "out").mkdir()
+    partial = tmp_path / "out" / "source" / ".dark.png.partial"
+    partial.parent.mkdir()
+    partial.write_bytes(b"what the other run is writing")
+    with lock_folder(tmp_path / "out"):
+        told = one_error(photos, "--out", tmp_path / "out")
+    assert told == f"another run is writing into {tmp_path / 'out'}; wait, or choose another folder"
+    assert partial.is_file()
+
+
+def test_odd_exif_is_no_news(tmp_path):
+    save_photo(tmp_path / "photos", "a.png", draw_face(MEAN, (256, 256)), MEAN)
+    with Image.open(tmp_path / "photos" / "a.png") as image:
+        image.save(tmp_path / "photos" / "a.jpg", exif=b"Exif\0\0MM\0*garbage", quality=95)
+    (tmp_path / "photos" / "a.png").unlink()
+    run = run_tool(tmp_path / "photos", "--out", tmp_path / "out", "--size", 64)
+    assert (run.returncode, run.stdout[:7], run.stderr) == (0, "1 pairs", "")
+
+
+@pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="names there are Unicode")
+def test_names_that_are_no_text_or_too_long(photos, tmp_path):
+    mine, out = tmp_path / "photos", tmp_path / "out"
+    shutil.copytree(photos, mine)
+    for name in (os.fsdecode(b"caf\xe9"), "n" * 250):
+        for suffix in (".png", ".json"):
+            shutil.copy(mine / f"aligned{suffix}", mine / f"{name}{suffix}")
+    (mine / os.fsdecode(b"broken\xe9.png")).write_bytes(b"broken")
+    shutil.copy(mine / "aligned.json", mine / os.fsdecode(b"broken\xe9.json"))
+    assert make(mine, out, "--variants", 2).startswith("12 pairs")
+    (out / "source" / "._dark.png").write_bytes(b"a Mac's, on a USB stick")
+    run = run_tool(mine, "--out", out, "--size", 128, "--variants", 2)
+    assert (run.returncode, "note" in run.stderr) == (0, False)
+    reasons = read_skipped(out)
+    assert reasons.pop("broken\\xe9.png").startswith("cannot be read: ")
+    assert reasons.pop("n" * 250 + ".png").startswith("its name is too long for those of its pairs")
+    assert not reasons
+    assert len(find_pairs(out)) == 12
+
+
+def test_many_photos_are_listed_in_no_time():
+    stems = [f"IMG_{number:05d}" for number in range(20_000)]
+    started = time.process_time()
+    taken = find_taken([*stems, "IMG_00007_2", "IMG_00007_12", "IMG_00007_b", "anna_\u0662"])
+    assert taken["IMG_00007"] == {"IMG_00007_2", "IMG_00007_12"}
+    assert taken["anna"] == {"anna_\u0662"}
+    assert taken["IMG"] == set(stems)
+    assert time.process_time() - started < 1
+
+
 def test_an_aligned_picture_is_taken_as_it_is(photos, made, tmp_path):
     make(photos, tmp_path / "out", "--size", 256)
     with (
@@ -236,15 +303,17 @@ def test_masks_are_added_where_there_are_none(tmp_path):
     assert run.stdout.startswith(f"1 eye masks added to {data / 'eye_mask'}; left out: 1 cannot be read")
     after = read_files(data)
     assert {name: after[name] for name in before} == before
-    assert set(after) - set(before) == {"eye_mask/b.png", "skipped.csv"}
+    assert set(after) - set(before) - {".lock"} == {"eye_mask/b.png", "skipped.csv"}
     with Image.open(data / "eye_mask" / "b.png") as mask:
         assert (mask.size, mask.mode) == ((280, 260), "L")
         left, right = (place(MEAN, 200, (140, 130))[list(lid)].mean(0) for lid in UPPER_LID)
         assert mask.getpixel(tuple(left.astype(int).tolist())) == 255
         assert mask.getpixel(tuple(right.astype(int).tolist())) == 255
     (data / "source" / "c.png").unlink()
+    save_photo(data / "source", "e\u0301.png", photo)  # as a Mac writes it
+    save_photo(data / "eye_mask", "\u00e9.png", Image.new("L", (9, 9), 7))
     run = run_tool("--masks-only", data)
-    assert run.stdout == f"all 2 pairs in {data} have their eye masks already\n"
+    assert run.stdout == f"all 3 pairs in {data} have their eye masks already\n"
 
 
 # ======================================================================================================
@@ -355,7 +424,20 @@ def test_pictures_of_somebody_else_are_never_overwritten(photos, tmp_path):
         assert read_files(out) == before
 
 
-def test_the_pairs_go_to_another_folder_than_the_photos(photos):
+@pytest.mark.parametrize("name", ["preview.png", "skipped.csv"])
+def test_what_lies_beside_the_pairs_is_never_overwritten_either(photos, tmp_path, name):
+    (tmp_path / name).write_text("mine")
+    told = one_error(photos, "--out", tmp_path)
+    assert told.startswith(f"{tmp_path} holds files that this tool did not make: {name}")
+    assert {path.name for path in tmp_path.iterdir()} == {name}
+    if name == "skipped.csv":
+        save_photo(tmp_path / "source", "a.png", draw_face(MEAN, (256, 256)), MEAN)
+        assert "this tool did not make it: move it away" in one_error("--masks-only", tmp_path)
+    assert (tmp_path / name).read_text() == "mine"
+
+
+def test_the_pairs_go_to_another_folder_than_the_photos(photos, made):
+    assert "holds the photos" in one_error(made / "source", "--out", made, "--size", 64)
     before = read_files(photos)
     told = one_error(photos, "--out", photos / ".." / photos.name)
     assert told.endswith("holds the photos; choose another folder for the pairs with --out")
@@ -448,6 +530,25 @@ def test_a_real_photo_with_the_real_detector(face_models, tmp_path):
         other = np.asarray(Image.open(out / "eye_mask" / f"{name}.png")).astype(int)
         assert abs(np.argwhere(other > 127).mean(0) - np.argwhere(mask > 127).mean(0)).max() < 0.02 * 256
     assert "6 of them were there" in run_tool(*flags, timeout=300).stdout
+
+
+def test_names_of_further_faces_follow_the_photos_that_are_there(face_models, tmp_path):
+    hopper = open_hopper()
+    mine, out = tmp_path / "photos", tmp_path / "out"
+    both = Image.new("RGB", (1000, 600), (70, 80, 90))
+    both.paste(hopper, (0, 0))
+    both.paste(hopper.resize((410, 480)).transpose(Image.Transpose.FLIP_LEFT_RIGHT), (550, 60))
+    save_photo(mine, "both.png", both)
+    flags = [mine, "--out", out, "--size", 64, "--workers", 1]
+    assert run_tool(*flags, timeout=300).stdout.startswith("2 pairs")
+    second = (out / "target" / "both_2.png").read_bytes()
+    save_photo(mine, "both_2.png", draw_face(MEAN, (256, 256)), MEAN)
+    assert run_tool(*flags, timeout=300).stdout.startswith("2 pairs")
+    assert set(read_skipped(out)) == {"both.png"}
+    (mine / "both_2.png").unlink()
+    assert run_tool(*flags, timeout=300).stdout.startswith("2 pairs")
+    assert not read_skipped(out)
+    assert (out / "target" / "both_2.png").read_bytes() == second
 
 
 def test_masks_alone_say_what_cannot_be_used_too(face_models, tmp_path):

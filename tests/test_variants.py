@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -181,5 +182,8 @@ def test_training_takes_variants(photos, tmp_path):
     assert run.returncode == 0, run.stderr
     line = next(line for line in run.stdout.splitlines() if line.startswith("data  "))
     assert "of them variants; validation is on originals), " in line
+    used, held_out = (int(re.search(rf"(\d+) {words}", line)[1]) for words in ("pairs in", "held out"))
+    assert used == 24 - 2 * held_out
+    assert f"          {2 * held_out} variants of people held out are not used\n" in run.stdout
     with Image.open(tmp_path / "pairs" / "source" / "face_0~v2.png") as image:
         assert image.size == (128, 128)

@@ -44,9 +44,9 @@ def write_video(
     path: Path, frames: list[np.ndarray], codec: str = "libx264", pixels: str = "yuv420p", rotation: int = 0
 ) -> Path:
     """Write frames, and a tone of the same length."""
-    with av.open(str(path), "w") as file:
+    with av.open(str(path), "w", format="mp4" if path.suffix == ".m4v" else None) as file:
         picture = file.add_stream(codec, rate=RATE, options={"crf": "12"})
-        picture.width, picture.height, picture.pix_fmt = *SIZE, pixels
+        picture.width, picture.height, picture.pix_fmt = *frames[0].shape[1::-1], pixels
         if rotation:
             picture.set_display_rotation(rotation)
         sound = file.add_stream("libopus" if path.suffix == ".webm" else "aac", rate=48000, layout="mono")
@@ -98,6 +98,7 @@ def apply(face_models, capsys):
         ("turned.mov", "libx264", "yuv420p", -90),
         ("full.mkv", "libx264", "yuv444p", 0),
         ("deep.mp4", "libx265", "yuv420p10le", 0),
+        ("deep.m4v", "libx265", "yuv420p10le", 0),
         ("b.webm", "libvpx-vp9", "yuv420p", 0),
     ],
 )
@@ -130,6 +131,19 @@ def test_before_and_after_side_by_side(apply, tmp_path):
     upright = np.rot90(both[0], -1)  # as it is shown
     assert np.abs(np.rot90(upright[:, :288]) - frames[0]).mean() < 4
     assert np.abs(upright[:, 288:] - upright[:, :288]).max() > 40
+
+
+@pytest.mark.parametrize("name", ["a.mkv", "a.webm"])
+def test_odd_sizes(apply, tmp_path, name):
+    frames = [np.ascontiguousarray(frame[1:, 1:]) for frame in draw_frames(2)]
+    source = write_video(tmp_path / name, frames, "libvpx-vp9")
+    for flags in ([], ["--compare"]):
+        assert apply(source, "--out", tmp_path / "out", *flags)[2] == ""
+    after, about, _ = read_video(tmp_path / "out" / name)
+    both, about_both, _ = read_video((tmp_path / "out" / name).with_stem("a_compare"))
+    assert (about["size"], about_both["size"]) == ((351, 287), (702, 287))
+    assert np.abs(both[0][:, :351] - frames[0]).mean() < 6
+    assert np.abs(both[0][:, 351:] - after[0]).mean() < 4
 
 
 def test_outside_the_square_the_planes_are_the_same(face_models):
@@ -196,13 +210,15 @@ def test_videos_that_cannot_be_done(apply, tmp_path):
     good = write_video(tmp_path / "cut.mp4", draw_frames(3)).read_bytes()
     (tmp_path / "cut.mp4").write_bytes(good[: len(good) // 2])
     (tmp_path / "empty.mov").touch()
+    write_video(tmp_path / "a.mkv", draw_frames(1)).rename(tmp_path / "named.webm")
     code, stdout, stderr = apply(tmp_path, "--out", tmp_path / "out")
-    assert (code, stdout) == (1, f"0 of 3 written to {tmp_path / 'out'}\n")
+    assert (code, stdout) == (1, f"0 of 4 written to {tmp_path / 'out'}\n")
     lines = stderr.splitlines()
-    assert lines[0] == "error: 3 could not be done:"
+    assert lines[0] == "error: 4 could not be done:"
     assert f"  {tmp_path / 'wall.mp4'}: no face found in any frame" in lines
     assert any(line.startswith(f"  {tmp_path / 'cut.mp4'}: FFmpeg says: ") for line in lines)
     assert any(line.startswith(f"  {tmp_path / 'empty.mov'}: ") for line in lines)
+    assert f"  {tmp_path / 'named.webm'}: FFmpeg says: 'webm' format does not support 'aac' codec" in lines
     assert not list((tmp_path / "out").glob("*.m*"))
     assert not list((tmp_path / "out").glob(".*.m*"))
 

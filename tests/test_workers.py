@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 import os
+import subprocess
+import sys
 import threading
 
 import pytest
+from conftest import ROOT
 
 from tinybeauty.errors import UserError
 from tinybeauty.workers import count_cores, read_ahead, run_jobs
@@ -71,6 +74,29 @@ def test_a_worker_that_dies_is_an_error_with_a_remedy():
 def test_a_workers_own_error_comes_through():
     with pytest.raises(ValueError, match="negative"):
         run_jobs(math.factorial, [1, -1], 2, "counting")
+
+
+WAITING = """\
+import sys, time
+from tinybeauty.workers import run_jobs
+
+def work(job):
+    print("at work", flush=True)
+    time.sleep(100)
+
+if __name__ == "__main__":
+    run_jobs(work, [1, 2], 2, "waiting")
+"""
+
+
+def test_workers_end_with_the_command_that_is_killed(tmp_path):
+    (tmp_path / "waiting.py").write_text(WAITING)
+    command, env = [sys.executable, tmp_path / "waiting.py"], os.environ | {"PYTHONPATH": str(ROOT)}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen(command, env=env, text=True, **pipes) as process:
+        assert process.stdout.readline() == "at work\n"
+        process.kill()
+        process.communicate(timeout=50)  # returns when nobody has its stdout any more
 
 
 def test_cores_are_those_this_process_may_use():

@@ -366,7 +366,9 @@ def read_pairs(
         problems += [describe_broken(broken)] if broken else []
     if problems:
         raise UserError(join_problems(problems, data_dir))
-    used = sorted({*parts[0], *parts[1]})  # not the variants of people held out
+    used = sorted({*parts[0], *parts[1]})
+    if unused := len(pairs) - len(used):
+        print(f"          {unused:,} variants of people held out are not used")
     cache = decode_pairs(used, image_size, folder, skip_bad)
     train, val = ([pair.stem for pair in part if pair.stem in cache.pairs] for part in parts)
     if not (train and val):

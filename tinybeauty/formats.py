@@ -16,6 +16,7 @@ SIGNATURE = b"\x89PNG\r\n\x1a\n"
 UP = 2  # PNG's filter that stores the difference to the row above
 BAND = 256  # rows that are packed at a time
 ORIENTATION = 0x0112  # EXIF tag
+BITS = 258  # TIFF's tag: of each colour
 EXIF_PARTS = (0x8769, 0x8825)  # camera and place
 # Size, bits, compression, strips, tiles, colour table, orientation, other pictures, profile.
 STORAGE_TAGS = {*range(254, 260), 262, 266, 273, ORIENTATION, 277, 278, 279, 284, *range(317, 326), 330, 332,
@@ -124,6 +125,25 @@ def write_deep(pixels: Array) -> list[bytes]:
         packed.append(packer.compress(filtered.tobytes()))
     packed.append(packer.flush())
     return [make_chunk(b"IHDR", head), make_chunk(b"IDAT", b"".join(packed)), make_chunk(b"IEND", b"")]
+
+
+# ======================================================================================================
+# WebP
+# ======================================================================================================
+
+
+def is_lossless_webp(data: bytes) -> bool:
+    """Return whether a WebP keeps every pixel; a colour profile may stand before them.
+
+    Source: RFC 9649, 2.7.
+    """
+    position = 12
+    while position + 8 <= len(data):
+        kind, length = struct.unpack("<4sI", data[position : position + 8])
+        if kind in (b"VP8L", b"VP8 "):
+            return kind == b"VP8L"
+        position += 8 + length + length % 2
+    return False
 
 
 # ======================================================================================================

@@ -24,10 +24,11 @@ Done = dict[str, str]  # digest of a file that was written -> fingerprint of wha
 # ======================================================================================================
 
 
-def list_inputs(paths: list[Path], suffixes: set[str]) -> list[Path]:
+def list_inputs(paths: list[Path], suffixes: set[str], out: Path) -> list[Path]:
     """Return the files that are asked for: of a folder those with one of the suffixes, sorted by name.
 
-    Hidden files and folders in a folder are passed over; a file that is named twice counts once.
+    Hidden files and folders in a folder are passed over, of `out` also what was written into it before; a
+    file that is named twice counts once.
 
     Raises:
         UserError: something is not there, or a folder has no such file.
@@ -39,10 +40,12 @@ def list_inputs(paths: list[Path], suffixes: set[str]) -> list[Path]:
                 path.stat()
                 files.setdefault(path.resolve(), path)
                 continue
+            own = read_marks(path) if path.resolve() == out.resolve() else {}
             inside = sorted(
                 file
                 for file in path.iterdir()
                 if file.suffix.lower() in suffixes and not file.name.startswith(".") and file.is_file()
+                if not (file.name in own and find_digest(file) in own[file.name])
             )
         except OSError as error:
             raise UserError(f"cannot read {path}: {error.strerror}") from None

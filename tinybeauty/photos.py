@@ -20,10 +20,12 @@ from tinybeauty.blending import add_levels, find_box, lay_residual
 from tinybeauty.colour import RELATIVE, describe_colours, find_transform
 from tinybeauty.errors import LeftOut, UserError, one_line
 from tinybeauty.formats import (
+    BITS,
     ORIENTATION,
     SIGNATURE,
     describe_tiff,
     is_deep,
+    is_lossless_webp,
     list_chunks,
     read_deep,
     replace_segments,
@@ -189,6 +191,8 @@ class Photo:
             return write_jpeg(image, self)
         if self.format == "PNG":
             return write_png(image, self)
+        if self.format == "TIFF":  # a copy, as Pillow mixes the tags of what it has read into what it writes
+            image = image.copy()
         return save(image, self.format, self.options)
 
 
@@ -222,7 +226,8 @@ def open_photo(path: Path) -> Photo:
         raise LeftOut(f"cannot be read: {error.strerror}") from None
     if not data:
         raise LeftOut("an empty file")
-    if path.suffix.lower() in HEIF_SUFFIXES and not register_heif():
+    is_heif = path.suffix.lower() in HEIF_SUFFIXES or data[4:10] == b"ftyphe"  # some are called .jpg
+    if is_heif and not register_heif():
         raise LeftOut("HEIC needs Pillow's plugin: pip install pillow-heif")
     try:
         Image.init()  # Pillow's other decoders stay shut: some start other programs
@@ -249,6 +254,7 @@ def to_photo(image: Image.Image, data: bytes) -> Photo:
     """
     if image.format not in FORMATS:
         raise LeftOut(f"{image.format} files are not supported; save it as PNG")
+    stored = image
     if image.mode in ("P", "PA"):
         image = turn_palette(image)
     check_mode(image)
@@ -259,12 +265,14 @@ def to_photo(image: Image.Image, data: bytes) -> Photo:
         image = image.convert("RGB")
         options |= {"quality": 95}
     elif format == "WEBP":
-        lossless = b"VP8L" in data[12:64]
+        lossless = is_lossless_webp(data)
         options |= {"lossless": True, "exact": True} if lossless else {"quality": 95, "alpha_quality": 100}
     elif format == "AVIF":
         options |= {"quality": 90}
     elif format == "TIFF":
-        about, has_parts = describe_tiff(image)
+        if max(stored.tag_v2.get(BITS, (8,))) > 8:  # Pillow has cut them down to 8
+            raise LeftOut("TIFF files of 16 bits a colour are not supported; save it as a PNG of 16 bits")
+        about, has_parts = describe_tiff(stored)
         # Pillow writes the parts of EXIF, such as the place, into files without compression only.
         compression = "raw" if has_parts else info.get("compression", "raw")
         options |= {"exif": about.tobytes(), "compression": compression}
@@ -318,11 +326,13 @@ def write_jpeg(image: Image.Image, photo: Photo) -> bytes:
     original = photo.image
     if not isinstance(original, JpegImagePlugin.JpegImageFile):  # HEIC
         return save(image, "JPEG", photo.options)
-    sampling = JpegImagePlugin.get_sampling(original)
+    sampling, info = JpegImagePlugin.get_sampling(original), original.info
+    is_rgb = image.mode == "RGB" and info.get("adobe_transform") == 0 and "jfif" not in info
     options = {
+        "keep_rgb": is_rgb,  # nearly all are YCbCr
         "qtables": original.quantization,
         "subsampling": sampling if sampling >= 0 else 0,
-        "progressive": bool(original.info.get("progressive")),
+        "progressive": bool(info.get("progressive")),
     }
     return replace_segments(save(image, "JPEG", options), photo.data)
 

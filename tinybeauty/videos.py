@@ -221,7 +221,8 @@ def put_side_by_side(before: list[Array], frame: VideoFrame) -> VideoFrame:
     width, height = frame.width * (1 + axis), frame.height * (2 - axis)
     both = av.VideoFrame(width, height, frame.format.name)
     for plane, *sides in zip(view_planes(both), before, view_planes(frame), strict=True):
-        plane[:] = np.concatenate(sides if turn in (0, 90) else sides[::-1], axis=axis)
+        joined = np.concatenate(sides if turn in (0, 90) else sides[::-1], axis=axis)
+        plane[:] = joined[: plane.shape[0], : plane.shape[1]]  # of an odd size two halves are one too many
     for name in ("pts", "time_base", "colorspace", "color_range"):
         setattr(both, name, getattr(frame, name))
     return both
@@ -237,8 +238,8 @@ def is_video(path: Path) -> bool:
     return path.suffix.lower() in VIDEO_SUFFIXES
 
 
-def add_encoder(output: Any, stream: Any, frame: VideoFrame, size: tuple[int, int]) -> Any:
-    """Return a stream that encodes frames like one of another stream's, at `size`."""
+def add_encoder(output: Any, stream: Any, frame: VideoFrame, painted: VideoFrame) -> Any:
+    """Return a stream that encodes frames like `painted`, which was made of the first of another stream."""
     deep = frame.format.components[0].bits > 8
     if output.format.name == "webm":
         name, options = "libvpx-vp9", {"crf": "24", "b": "0", "deadline": "realtime", "cpu-used": "6"}
@@ -247,8 +248,8 @@ def add_encoder(output: Any, stream: Any, frame: VideoFrame, size: tuple[int, in
     options |= {"x265-params": "log-level=error"} if name == "libx265" else {}
     options |= {"bf": "0"} if output.format.name == "avi" else {}  # where frames cannot come out of order
     encoder = output.add_stream(name, rate=stream.average_rate or 25, options=options)
-    encoder.width, encoder.height = size
-    encoder.pix_fmt, encoder.time_base = frame.format.name, stream.time_base
+    encoder.width, encoder.height = painted.width, painted.height
+    encoder.pix_fmt, encoder.time_base = painted.format.name, stream.time_base
     context, own = encoder.codec_context, stream.codec_context
     context.time_base = stream.time_base
     for key in ("sample_aspect_ratio", "color_range", "color_primaries", "color_trc", "colorspace"):
@@ -261,6 +262,13 @@ def add_encoder(output: Any, stream: Any, frame: VideoFrame, size: tuple[int, in
             encoder.set_display_matrix(np.frombuffer(bytes(data), np.int32).tolist())
     encoder.metadata.update({key: value for key, value in stream.metadata.items() if key == "language"})
     return encoder
+
+
+def fit_encoder(frame: VideoFrame, container: str) -> VideoFrame:
+    """Return a frame as it can be encoded: H.264 and H.265 of an odd size have colours for every pixel."""
+    if container == "webm" or not (frame.width % 2 or frame.height % 2):
+        return frame
+    return frame.reformat(format=frame.format.name.replace("420", "444").replace("422", "444"))
 
 
 @contextmanager
@@ -333,8 +341,9 @@ def encode_video(
                         paint_frame(frame, one, model, request)
                         painted = True
                 both = put_side_by_side(before, frame) if request.compare else frame
+                both = fit_encoder(both, output.format.name)
                 if encoder is None:
-                    encoder = add_encoder(output, stream, frame, (both.width, both.height))
+                    encoder = add_encoder(output, stream, frame, both)
                 both.pict_type = 0  # the encoder chooses its own key frames
                 output.mux(encoder.encode(both))
                 bar.update()
@@ -369,11 +378,16 @@ def make_up_video(
 
     keep_freed_memory()  # a frame takes a seventh less time
     try:
-        with av.open(str(source), metadata_errors="replace") as opened, av.open(str(target), "w") as output:
+        # FFmpeg's own writer of .m4v knows no H.265.
+        container = "mp4" if target.suffix.lower() == ".m4v" else None
+        with (
+            av.open(str(source), metadata_errors="replace") as opened,
+            av.open(str(target), "w", format=container) as output,
+        ):
             return encode_video(opened, output, model, models, request, source.name)
     except BaseException as error:
         with suppress(OSError):
             target.unlink()
-        if isinstance(error, av.FFmpegError):
+        if isinstance(error, av.FFmpegError | ValueError):  # PyAV's, of sound that a container cannot hold
             raise LeftOut(f"FFmpeg says: {one_line(error)}") from None
         raise

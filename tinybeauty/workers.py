@@ -6,6 +6,7 @@ import math
 import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -84,6 +85,17 @@ def read_ahead(read: Callable[[Job], Result], jobs: Sequence[Job]) -> Iterator[R
     return run_ahead(map(read, jobs))
 
 
+def start_worker() -> None:
+    """Leave Ctrl-C to the process that started this worker, which then stops it; end when that one ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def watch() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)  # it was killed: the pool alone would wait for its next job for ever
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def run_jobs(
     task: Callable[[Job], Result],
     jobs: list[Job],
@@ -107,11 +119,9 @@ def run_jobs(
     """
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the workers: one a core is enough
     # "spawn" works alike on every system, and also when the caller has threads (PyTorch).
-    # Ctrl-C is for this process alone, which then stops the workers.
     with ProcessPoolExecutor(
-        min(workers, len(jobs)), multiprocessing.get_context("spawn"), signal.signal,
-        (signal.SIGINT, signal.SIG_IGN),
-    ) as pool:  # fmt: skip
+        min(workers, len(jobs)), multiprocessing.get_context("spawn"), start_worker
+    ) as pool:
         try:
             results = pool.map(task, jobs, chunksize=4)
             return list(tqdm(results, total=len(jobs), unit=unit, desc=label, disable=None))
