@@ -39,7 +39,7 @@ from tinybeauty.workers import count_cores, run_jobs
 if TYPE_CHECKING:
     from tinybeauty_training import TinyBeauty
 
-VERSION = 1  # of what is put on: another number, and the same command does everything anew
+VERSION = 2  # of what is put on: another number, and the same command does everything anew
 FEW = 4  # photos: processes of their own take three seconds to start
 
 
