@@ -287,7 +287,7 @@ def test_16_bits_stay_16_bits(apply, portrait, face_models, tmp_path, channels):
         ("rgb.jpg", {"quality": 90, "keep_rgb": True}),
     ],
 )
-def test_other_formats(apply, portrait, tmp_path, name, options):
+def test_other_formats(apply, portrait, face_models, tmp_path, name, options):
     picture = portrait.convert("CMYK") if name == "cmyk.jpg" else portrait
     picture.save(tmp_path / name, **options)
     assert apply(tmp_path / name, "--out", tmp_path / "out")[0] == 0
@@ -299,7 +299,8 @@ def test_other_formats(apply, portrait, tmp_path, name, options):
         assert after.getexif().get_ifd(0x8769) == before.getexif().get_ifd(0x8769)
         change = np.abs(np.asarray(after).astype(int) - np.asarray(before)).max(2)
     assert change.max() > 40
-    assert change[:15].max() <= {"b.webp": 8, "c.tif": 2, "cmyk.jpg": 2, "rgb.jpg": 2}.get(name, 0)
+    above = change[:15][~mark_squares(portrait, face_models)[:15]]
+    assert above.max() <= {"b.webp": 8, "c.tif": 2, "cmyk.jpg": 2, "rgb.jpg": 2}.get(name, 0)
 
 
 def test_a_tiff_with_a_palette_keeps_its_tags_and_16_bits_are_not_cut_to_8(apply, portrait, tmp_path):
