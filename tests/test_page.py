@@ -132,11 +132,10 @@ def read_after(page) -> str:
     return page.evaluate("document.getElementById('after').toDataURL()")
 
 
-def read_pixels(page) -> np.ndarray:
-    """Return the shown picture, (height, width, 3)."""
-    return np.asarray(
-        Image.open(io.BytesIO(base64.b64decode(read_after(page).split(",")[1]))).convert("RGB"), int
-    )
+def decode_url(url: str) -> np.ndarray:
+    """Return the pixels of a picture's data URL, (height, width, 3)."""
+    data = base64.b64decode(url.split(",")[1])
+    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"), int)
 
 
 def read_size(page) -> list[int]:
@@ -260,7 +259,7 @@ def test_products_and_sums_are_one_step_where_the_browser_knows_it(page, browser
     )
     other.wait_for_selector("body[data-ready]", timeout=120_000)
     assert other.evaluate("self.refused")
-    with_it, without = (read_pixels(one) for one in (page, other))
+    with_it, without = (decode_url(read_after(one)) for one in (page, other))
     assert np.abs(with_it - without).max() <= 1
     other.context.close()
 

@@ -15,8 +15,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 from conftest import ROOT
-from PIL import Image
-from test_page import HAND_OVER, draw_photo
+from test_page import HAND_OVER, decode_url, draw_photo
 
 from tinybeauty_apply import put_makeup_on
 from tinybeauty_export import main
@@ -104,8 +103,7 @@ def test_a_photo_is_pythons(page):
     photo.save(buffer, "PNG")
     page.drop("two.png", buffer.getvalue())
     page.wait("find('after').getAttribute('aria-label') === 'Your picture, 2 faces made up'")
-    shown = page.evaluate("find('after').toDataURL()").split(",")[1]
-    shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(shown))).convert("RGB"), int)
+    shown = decode_url(page.evaluate("find('after').toDataURL()"))
     own = np.asarray(put_makeup_on(photo, load_model(LOOK)), int)
     changed = (own != np.asarray(photo)).any(2)
     apart = np.abs(shown - own).max(2)

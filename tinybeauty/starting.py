@@ -227,9 +227,10 @@ def begin(
         raise UserError(f"start_from {AUTO} finds no look in {LOOKS}; give the path of a .pt")
     for path in paths:
         model = load_state(path, build) if is_state(path) else load(path)
-        tried.append((refit_(model, seen), path, model))
-    told = ", ".join(f"{path.stem} {gains.mean():+.2f} dB ({judge(gains):+.2f})" for gains, path, _ in tried)
-    _, path, model = max(tried, key=lambda one: judge(one[0]))
+        gains = refit_(model, seen)
+        tried.append((judge(gains), gains.mean(), path, model))
+    told = ", ".join(f"{path.stem} {mean:+.2f} dB ({worst:+.2f})" for worst, mean, path, _ in tried)
+    *_, path, model = max(tried, key=lambda one: one[0])
     print(f"start     from {path}; the last layer fitted, gain on your pairs (on the worst of them): {told}")
     model.requires_grad_(True)
     return model, config.model_copy(update={"start_from": path.stem}) if is_auto else config

@@ -243,6 +243,8 @@ function runLook(engine, look, picture) {
 const LOOK_AGAIN = 24, LOOK_SOON = 12;  // frames until new faces are looked for; the same where there is none
 const SMOOTH = 0.35, STILL = 1.5, MOVING = 5, FADE_IN = 0.2;  // as in tinybeauty/videos.py
 
+const toPhoto = ({width, height, data}) => ({width, height, data, channels: 4});
+
 /** Finds faces and makes them up; one for all pictures. An image is {data, width, height}, RGBA bytes. */
 class Studio {
   constructor(engine) {
@@ -261,7 +263,7 @@ class Studio {
 
   /** Return {faces, leftOut: [{reason}]}: those that makeup can be put on, the largest first, and why others get none. */
   findFaces(image) {
-    const photo = {...image, width: image.width, height: image.height, data: image.data, channels: 4}, found = findAll(photo, this.models, 3);
+    const photo = toPhoto(image), found = findAll(photo, this.models, 3);
     const faces = found.faces.filter((face) => {
       const [x, y] = middleOf(face.points);
       try {
@@ -279,7 +281,7 @@ class Studio {
 
   /** Work out a look for faces of an image, which is most of the time of `makeUp`. */
   findMakeup(image, faces, look) {
-    const photo = {width: image.width, height: image.height, data: image.data, channels: 4};
+    const photo = toPhoto(image);
     for (const face of faces) {
       if (!face.aligned) prepare(this.engine, photo, face);
       if (face.weight > 0 && !face.residuals.has(look)) face.residuals.set(look, findResidual(this.engine, look, face.aligned.picture));
@@ -288,7 +290,7 @@ class Studio {
 
   /** Put a look on faces of an image, in place and only inside the faces' squares; the image must be as it was found. */
   makeUp(image, faces, look, {strength = 1, lips = 1, eyes = 1, skin = 1} = {}) {
-    const photo = {width: image.width, height: image.height, data: image.data, channels: 4};
+    const photo = toPhoto(image);
     if (!strength) return;
     this.findMakeup(image, faces, look);  // all are looked at before the first is painted
     for (const face of faces) if (face.weight > 0) layMakeup(this.engine, photo, face, face.residuals.get(look), {strength, lips, eyes, skin});
@@ -296,7 +298,7 @@ class Studio {
 
   /** Return {faces, state} of a frame of a webcam; state: what the frame before returned, null for the first. */
   follow(image, state) {
-    const photo = {width: image.width, height: image.height, data: image.data, channels: 4}, before = state || {faces: [], wait: 0};
+    const photo = toPhoto(image), before = state || {faces: [], wait: 0};
     const faces = before.faces.map((face) => this.move(photo, face)).filter(Boolean);
     let wait = before.wait - 1;
     if (wait <= 0 || faces.length < before.faces.length) {
