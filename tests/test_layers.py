@@ -46,11 +46,21 @@ def test_two_branches_are_the_convolution_of_the_concatenation():
         torch.testing.assert_close(joined(*parts), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_upsampling_is_the_same_in_training_and_in_use():
-    layer, features = Upsample(16, 8, groups=8), torch.rand(2, 16, 5, 7)
+@pytest.mark.parametrize("groups", [1, 4, 8])
+@pytest.mark.parametrize("way", [Upsample.forward, Upsample.forward_dense])  # training on a CPU; on a GPU
+def test_upsampling_is_a_transposed_convolution_and_so_are_its_gradients(groups, way):
+    layer, features = Upsample(16, 8, groups), torch.rand(2, 16, 5, 7, requires_grad=True)
     assert layer.training
-    torch.testing.assert_close(layer(features), nn.ConvTranspose2d.forward(layer, features))
-    assert layer(features).shape == (2, 8, 10, 14)
+    expected, made = nn.ConvTranspose2d.forward(layer, features), way(layer, features)
+    assert made.shape == (2, 8, 10, 14)
+    torch.testing.assert_close(made, expected)
+    variables = [features, *layer.parameters()]
+    for gradient, wanted in zip(
+        torch.autograd.grad(made.square().sum(), variables),
+        torch.autograd.grad(expected.square().sum(), variables),
+        strict=True,
+    ):
+        torch.testing.assert_close(gradient, wanted, rtol=1e-4, atol=1e-4)
 
 
 def test_multiply_adds_of_one_layer():

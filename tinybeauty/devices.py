@@ -144,6 +144,7 @@ def choose_device(name: str, precision: str, team: Team) -> tuple[torch.device, 
             "give it as many as there are, or set device: cpu"
         )
     torch.cuda.set_device(team.local_rank)
+    torch.backends.cudnn.benchmark = True  # its first choice is a slow one for so few channels
     return torch.device(name, team.local_rank), getattr(torch, precision)
 
 
