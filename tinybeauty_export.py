@@ -112,7 +112,7 @@ def export_page(paths: list[Path], flags: argparse.Namespace) -> str:
 
     name = paths[0].stem if len(paths) == 1 else "looks"
     path = flags.out if is_page(flags.out) else flags.out / f"{name}.html"
-    size = write_page(paths, path, flags.face_models, flags.check)
+    size = write_page(paths, path, flags.face_models, flags.check, flags.small)
     words = "read back" if flags.check else "not checked"
     return f"{path}: {size:,} bytes, {', '.join(path.stem for path in paths)}, {words}"
 
@@ -149,10 +149,13 @@ def parse_flags(argv: list[str]) -> argparse.Namespace:
     add("--full-int8", action="store_true", help="LiteRT: compute in integers alone, at a loss of accuracy")
     add("--faces", type=path_flag, metavar="FOLDER", help="aligned faces to check and calibrate with")
     add("--face_models", type=path_flag, metavar="FOLDER", help="a page's: default is to fetch them, once")
+    add("--small", action="store_true", help="a page with less exact face models, 1.2 MB less")
     add("--check", action=argparse.BooleanOptionalAction, default=True, help="run what was written")
     flags = parser.parse_args(argv)
     if flags.full_int8 and (flags.float or "litert" not in flags.to):
         raise UserError("--full-int8 is for --to litert, and not together with --float")
+    if flags.small and "page" not in flags.to:
+        raise UserError("--small is for --to page")
     if is_page(flags.out) and set(flags.to) != {"page"}:
         raise UserError(f"--out {flags.out} is one file, and more are to be written: give a folder")
     return flags

@@ -3,6 +3,7 @@
     python tests/bench_page.py
     npm pack onnxruntime-web && tar -xzf onnxruntime-web-*.tgz
     python tests/bench_page.py --onnxruntime_web package/dist
+    python tests/bench_page.py --photos my_photos    # and how far a small page moves the faces' squares
 
 Needs Chromium and Linux; the camera is a film of the drawn face, 640 x 480. Times of the processor tell more
 than the clock's where other programs run.
@@ -24,12 +25,16 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from PIL import Image
 from playwright.sync_api import Browser, sync_playwright
 from test_page import CHROMIUM, CODE, LOOKS, save_video
+from test_page_engine import find_corners, find_shift, run_engine
 
 import tinybeauty_export
 from tinybeauty.face_models import fetch_face_models
-from tinybeauty.page.bundle import HERE, WORKER, read_code, write_page
+from tinybeauty.images import list_images
+from tinybeauty.page.bundle import HERE, MODELS, WORKER, read_code, write_page
+from tinybeauty.page.small_models import ROUNDINGS, shrink_model
 
 FRAMES_S = 8
 RACE = """async () => {
@@ -126,16 +131,36 @@ def race(browser: Browser, runtime: Path, folder: Path) -> None:
     print(f"that is {ours / theirs:.2f} times; {apart:.4f} grey levels apart")
 
 
+def compare_squares(photos: Path, models: Path, scratch: Path) -> None:
+    """Print how far a small page's models move the squares of photos with one face each."""
+    for name, file in MODELS.items():
+        (scratch / file).write_bytes(shrink_model((models / file).read_bytes(), ROUNDINGS[name]))
+    shifts = []
+    for path in list_images(photos).values():
+        with Image.open(path) as photo:
+            said = [run_engine(photo.convert("RGB"), folder, scratch) for folder in (scratch, models)]
+        shifts += find_shift(*(find_corners(words) for words in said)).tolist()
+    print(
+        f"squares of {len(shifts)} faces on a small page: {statistics.mean(shifts):.2f} px of 256 from their "
+        f"place on average, {max(shifts):.2f} at most"
+    )
+
+
 def main() -> None:
     """Measure once and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--onnxruntime_web", type=Path, metavar="FOLDER", help="its package's dist")
+    parser.add_argument("--photos", type=Path, metavar="FOLDER", help="photos with one face each")
     flags = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch, sync_playwright() as playwright:
         document, film = Path(scratch) / "look.html", Path(scratch) / "face.y4m"
         print(f"page with {len(LOOKS)} looks: {write_page(LOOKS, document, fetch_face_models()):,} bytes")
         code = sum(len(read_code(name).encode()) for name in CODE) + (HERE / "engine.wasm").stat().st_size
         print(f"code of ours, js and wasm: {code:,} bytes; load of the machine: {os.getloadavg()[0]:.1f}")
+        small = write_page(LOOKS, Path(scratch) / "small.html", fetch_face_models(), small=True)
+        print(f"with small face models: {small:,} bytes")
+        if flags.photos:
+            compare_squares(flags.photos, fetch_face_models(), Path(scratch))
         save_video(film)
         flags_of_camera = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
         flags_of_camera.append(f"--use-file-for-fake-video-capture={film}")

@@ -193,6 +193,23 @@ def test_the_page_holds_the_looks_and_models_as_they_are(document, face_models):
     assert (parts["mesh"][: len(mesh) // 2], parts["mesh"][len(mesh) // 2 :]) == (mesh[::2], mesh[1::2])
 
 
+def test_a_small_page_makes_up_the_drawn_face_as_a_photo_too(browser, face_models, tmp_path):
+    path, words = tmp_path / "small.html", ["--to", "page", "--small", "--face_models", str(face_models)]
+    assert main(["evening", "natural", "bold", *words, "--out", str(path)]) == 0
+    assert path.stat().st_size <= 2_000_000
+    page = open_page(browser, path)
+    page.wait_for_selector("body[data-ready]", timeout=120_000)
+    before = count(page, "made")
+    hand_over(page, "drop", [("a.jpg", (HERE / "face.jpg").read_bytes())])
+    wait_for_more(page, "made", before)
+    assert "no face" not in page.text_content("#message").lower()
+    assert read_after(page) != page.evaluate("document.getElementById('before').toDataURL()")
+    assert page.requests == [path.as_uri()] or not [url for url in page.requests if url.startswith("http")]
+    licence = page.text_content("#licence")
+    assert "were rounded for this page" in licence and "Apache License" in licence
+    page.context.close()
+
+
 def test_looks_of_one_name_are_refused(face_models, tmp_path):
     with pytest.raises(UserError, match="same name"):
         write_page([LOOKS[0], LOOKS[0]], tmp_path / "page.html", face_models)
@@ -212,6 +229,8 @@ def test_the_command_names_a_page_and_says_what_is_wrong(face_models, tmp_path, 
     assert main(["natural", *words, "--out", str(tmp_path / "new")]) == 0
     size = (tmp_path / "new" / "natural.html").stat().st_size
     assert f"natural.html: {size:,} bytes, natural, read back" in capsys.readouterr().out
+    assert main(["natural", "--to", "onnx", "--small", "--out", str(tmp_path)]) == 1
+    assert "--small is for --to page" in capsys.readouterr().err
     assert main(["natural", *words, "--to", "page", "onnx", "--out", str(tmp_path / "a.html")]) == 1
     assert "give a folder" in capsys.readouterr().err
     (tmp_path / "b.html").mkdir()

@@ -11,7 +11,9 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,6 +24,8 @@ from PIL import Image
 from tinybeauty import shipping
 from tinybeauty.faces import find_faces
 from tinybeauty.page.build_engine import build_engine
+from tinybeauty.page.bundle import MODELS
+from tinybeauty.page.small_models import LAST, ROUNDINGS, quantise, shrink_model
 from tinybeauty_apply import put_makeup_on
 from tinybeauty_training import load_model
 
@@ -33,33 +37,55 @@ FACE, POINTS = (ROOT / "tinybeauty" / "page" / name for name in ("face.jpg", "fa
 KINDS = {"in 4 groups": 4, "in as many groups as channels": (64, 32, 16)}  # how the up layers are grouped
 
 
+def run_engine(photo: Image.Image, models: Path, folder: Path, looks: Sequence[Path] = ()) -> dict[str, Any]:
+    """Return what the engine says of a photo: {quads: [corner, right, down] of each face, ...}.
+
+    Args:
+        photo: RGB; has a face.
+        models: the folder of the face models.
+        folder: where the made-up photo goes, `out`, and residuals of its first face.
+        looks: whose residuals are written besides LOOK's.
+    """
+    (folder / "rgba").write_bytes(photo.convert("RGBA").tobytes())
+    words = [Path(__file__).with_name("run_engine.js"), LOOK, models, photo.width, photo.height]
+    words += [folder / "rgba", folder / "out", *looks]
+    command = ["node", *(str(word) for word in words)]
+    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def find_corners(said: dict[str, Any]) -> np.ndarray:
+    """Return the corners of the faces' squares, (faces, 4, 2), as `find_quad` has them."""
+    corner, right, down = np.array(said["quads"]).swapaxes(0, 1)
+    return np.stack((corner, corner + down, corner + right + down, corner + right), 1)
+
+
+def find_shift(squares: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Return how far corners (faces, 4, 2) are from others, the most of each face, its side being 256."""
+    sides = np.hypot(*(others[:, 3] - others[:, 0]).T)
+    return np.hypot(*(squares - others).transpose(2, 0, 1)).max(1) * 256 / sides
+
+
 @pytest.fixture(scope="module")
-def scene(face_models, tmp_path_factory):
-    """Return (photo, what node says, its pixels, the first face, [(network, its residual)]) of a scene."""
-    if not shutil.which("node"):
-        pytest.skip("node is not installed")
-    folder = tmp_path_factory.mktemp("engine")
-    drawn = folder / "scene.png"
+def photo(tmp_path_factory) -> Image.Image:
+    """A drawn scene with five faces."""
+    drawn = tmp_path_factory.mktemp("drawn") / "scene.png"
     tool = [sys.executable, str(ROOT / "data" / "draw_scene.py"), str(drawn), "--width", "1200"]
     subprocess.run(tool, check=True, capture_output=True)
     with Image.open(drawn) as image:
-        photo = image.convert("RGB")
-    (folder / "rgba").write_bytes(photo.convert("RGBA").tobytes())
-    command = [
-        "node",
-        Path(__file__).with_name("run_engine.js"),
-        LOOK,
-        face_models,
-        photo.width,
-        photo.height,
-    ]
+        return image.convert("RGB")
+
+
+@pytest.fixture(scope="module")
+def scene(photo, face_models, tmp_path_factory):
+    """Return (photo, what node says, its pixels, the first face, [(network, its residual)]) of the scene."""
+    if not shutil.which("node"):
+        pytest.skip("node is not installed")
+    folder = tmp_path_factory.mktemp("engine")
     looks = [folder / f"{kind}.pt" for kind in KINDS]
     for path, groups in zip(looks, KINDS.values(), strict=True):
         model = make_bold_model(torch.rand(2, 3, 64, 64), 0.1, groups)
         path.write_bytes(shipping.to_bytes(shipping.pack(model)))
-    command += [folder / "rgba", folder / "out", *looks]
-    command = [str(part) for part in command]
-    said = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    said = run_engine(photo, face_models, folder, looks)
     pixels = np.frombuffer((folder / "out").read_bytes(), np.uint8).reshape(photo.height, photo.width, 4)
     face = np.frombuffer((folder / "out.face").read_bytes(), np.uint8).reshape(256, 256, 3)
     files = [folder / f"out.residual{end}" for end in ("", 0, 1)]
@@ -75,11 +101,30 @@ def test_the_committed_engine_is_what_its_source_builds(tmp_path):
 
 def test_the_squares_are_pythons(scene):
     photo, said, *_ = scene
-    found = find_faces(photo).faces
+    found = np.array([face.quad for face in find_faces(photo).faces])
     assert len(said["quads"]) == len(found) == 5
-    for face, (corner, right, down) in zip(found, np.array(said["quads"]), strict=True):
-        quad = np.stack((corner, corner + down, corner + right + down, corner + right))
-        assert np.hypot(*(quad - face.quad).T).max() * 256 / np.hypot(*right) < 0.5
+    assert find_shift(find_corners(said), found).max() < 0.5
+
+
+def test_the_squares_by_models_of_8_bits_are_pythons_within_a_pixel(scene, face_models, tmp_path):
+    photo, whole, *_ = scene
+    for name, file in MODELS.items():
+        (tmp_path / file).write_bytes(shrink_model((face_models / file).read_bytes(), ROUNDINGS[name]))
+    said = run_engine(photo, tmp_path, tmp_path)
+    assert len(said["quads"]) == len(whole["quads"])
+    assert 0 < find_shift(find_corners(said), find_corners(whole)).max() < 1
+
+
+def test_weights_in_8_bits_are_half_a_level_off_at_most():
+    generator = np.random.default_rng(1)
+    channels = np.repeat(np.arange(40), 32)
+    weights = generator.normal(size=1280) * 10.0 ** generator.uniform(-4, 2, 40)[channels]
+    weights[::7] = 0
+    levels, scales = quantise(weights, channels, LAST)
+    own = scales.astype(float)[channels]
+    assert (np.abs(levels * own - weights) <= own / 2).all()
+    assert not levels[::7].any()
+    assert np.abs(levels).reshape(40, 32).max(1).min() > 90  # no scale is wasted
 
 
 def find_points() -> np.ndarray:

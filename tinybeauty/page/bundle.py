@@ -25,6 +25,7 @@ import numpy as np
 
 from tinybeauty.errors import UserError, list_some
 from tinybeauty.files import save_bytes
+from tinybeauty.page.small_models import ROUNDINGS, shrink_model
 
 HERE = Path(__file__).resolve().parent
 WORKER = ("graphs.js", "pictures.js", "faces.js", "look.js", "worker.js")  # one script, in this order
@@ -35,6 +36,8 @@ MODELS = {
 }
 MOST_LOOK_BYTES = 100_000
 STRINGS = r"""('(?:[^'\\]|\\.)*'|"[^"]*"|`[^`]*`)"""
+# What the licence wants in a file that was changed, section 4 (b).
+ROUNDED = b"The weights of MediaPipe's face models were rounded for this page.\n\n"
 ESCAPE = 0xE000  # the first character of the private area
 
 
@@ -110,20 +113,24 @@ def read_looks(looks: Sequence[str | Path]) -> list[tuple[str, bytes]]:
     return found
 
 
-def list_parts(looks: Sequence[str | Path], face_models: str | Path) -> list[tuple[str, bytes]]:
-    """Return what a page holds in its one block: names and bytes; raises as `write_page`."""
+def list_parts(
+    looks: Sequence[str | Path], face_models: str | Path, small: bool = False
+) -> list[tuple[str, bytes]]:
+    """Return what a page holds in its one block: names and bytes; arguments and errors as of `write_page`."""
     if not looks:
         raise UserError("a page needs at least one look")
     worker = "'use strict';\n" + "\n".join(read_code(name) for name in WORKER)
     parts = [("code", worker.encode()), ("wasm", (HERE / "engine.wasm").read_bytes())]
-    parts.append(("licence", (HERE / "apache-2.0.txt").read_bytes()))
+    licence = (HERE / "apache-2.0.txt").read_bytes()
+    parts.append(("licence", ROUNDED + licence if small else licence))
     parts.append(("face", (HERE / "face.jpg").read_bytes()))
-    parts.append(
-        ("points", (HERE / "face.json").read_bytes())
-    )  # its landmarks: it is made up before any model is read
+    # The drawn face's landmarks: it is made up before any model is read.
+    parts.append(("points", (HERE / "face.json").read_bytes()))
     parts += [(f"look {name}", data) for name, data in read_looks(looks)]
-    folder = Path(face_models)
-    return parts + [(name, sort_bytes((folder / file).read_bytes())) for name, file in MODELS.items()]
+    models = {name: (Path(face_models) / file).read_bytes() for name, file in MODELS.items()}
+    if small:
+        models = {name: shrink_model(data, ROUNDINGS[name]) for name, data in models.items()}
+    return parts + [(name, sort_bytes(data)) for name, data in models.items()]
 
 
 def make_page(parts: Sequence[tuple[str, bytes]]) -> bytes:
@@ -169,7 +176,11 @@ def read_parts(page: bytes) -> list[tuple[str, bytes]]:
 
 
 def write_page(
-    looks: Sequence[str | Path], path: str | Path, face_models: str | Path, check: bool = True
+    looks: Sequence[str | Path],
+    path: str | Path,
+    face_models: str | Path,
+    check: bool = True,
+    small: bool = False,
 ) -> int:
     """Write a page with these looks, the first one chosen; return its size in bytes.
 
@@ -178,12 +189,13 @@ def write_page(
         path: the HTML file; it is written whole or not at all.
         face_models: the folder with MediaPipe's models, as `fetch_face_models` gives it.
         check: read it back before it gets its name.
+        small: put the face models in with 8 bits a weight, a megabyte less; faces are found a little beside.
 
     Raises:
         UserError: no look, two of one name, one too large, or the file cannot be written.
         OSError: a look or a model cannot be read.
     """
-    parts = list_parts(looks, face_models)
+    parts = list_parts(looks, face_models, small)
     page = make_page(parts)
     try:
         if check and read_parts(page) != parts:

@@ -375,14 +375,23 @@ function fillSparse(sparsity, shape, values) {
   return full;
 }
 
+/** Return weights of which small_models.py has made 8-bit numbers: these, times the scale of their channel. */
+function scaleChannels(numbers, shape, own) {
+  const half = own.byteLength >> 1, deep = shape[0] === 1, channels = deep ? shape[3] : shape[0];
+  const scales = readHalves(new Uint16Array(own, half + half % 2, channels)), each = numbers.length / channels;
+  return numbers.map((number, at) => number * scales[deep ? at % channels : Math.floor(at / each)]);
+}
+
 /** Return {shape, values} of a constant tensor, null where it has no data. */
 function readConstant(tensor, buffers) {
   const bytes = buffers[tensor.int(2)].bytes(0);
   if (!bytes.length) return null;
   const own = bytes.slice().buffer, kind = tensor.byte(1), shape = tensor.numbers(0), sparsity = tensor.table(6);
-  let values = kind === 0 ? new Float32Array(own) : kind === 1 ? readHalves(new Uint16Array(own)) : kind === 2 ? new Int32Array(own) : null;
+  let values = kind === 0 ? new Float32Array(own) : kind === 1 ? readHalves(new Uint16Array(own)) : kind === 2 ? new Int32Array(own)
+    : kind === 9 ? new Float32Array(new Int8Array(own, 0, own.byteLength >> 1)) : null;
   if (!values) throw new Error(`the model has numbers of kind ${kind}, which MediaPipe's face models do not`);
   if (sparsity) values = fillSparse(sparsity, shape, values);
+  if (kind === 9) values = scaleChannels(values, shape, own);
   return {shape, values};
 }
 
