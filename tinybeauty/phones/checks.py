@@ -62,7 +62,7 @@ class Limit:
 
 
 EXACT = Limit(0.001)
-ROUNDED = Limit(1.0, odd=1e-5)  # a value between two levels may be rounded the other way
+ROUNDED = Limit(1.0, odd=1e-4)  # a value between two levels may be rounded the other way; shipped looks: 1e-5
 HALF = Limit(0.5)  # float16, the levels before they are rounded
 HALF_ROUNDED = Limit(1.0)
 INTEGERS = Limit(64.0, mean=0.5, psnr_db=48.0)  # the looks that ship: 0.31 and 51 dB

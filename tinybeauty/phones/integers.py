@@ -22,7 +22,7 @@ Array = np.ndarray
 PICTURE = (np.float32([1 / 255]), np.int64([-128]), 0)  # a byte less 128
 WIDEST = 16  # outputs of transposed convolutions that are split; the others would cost more bytes than time
 SAMPLES = 4096  # of a value on a face
-SHRINK = (1.0, 0.95, 0.9, 0.85, 0.8, 0.7, 0.6)
+SHRINK = tuple(round(1 - 0.02 * step, 2) for step in range(21))
 STRENGTH = (np.float32([1 / 128]), np.int64([-128]), 0)  # 0, 0.5 and 1 are exact; up to 1.99
 
 
