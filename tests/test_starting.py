@@ -79,9 +79,9 @@ def test_the_gain_of_a_fit_is_that_of_the_network():
 
 
 @pytest.mark.parametrize(
-    ("gains", "expected"), [([9.0, 1.0, 5.0, 3.0], 1.0), ([*range(20, 0, -1)], 1.5), ([4.0], 4.0)]
+    ("gains", "expected"), [([9.0, 1.0, 5.0, 5.0], -3.0), ([*range(20, 0, -1)], -7.5), ([4.0], 4.0)]
 )
-def test_a_start_is_judged_by_those_whom_it_serves_worst(gains, expected):
+def test_a_start_is_judged_by_those_whom_it_serves_worse_than_the_worst(gains, expected):
     assert starting.judge(torch.tensor(gains, dtype=torch.float64)) == expected
 
 

@@ -189,13 +189,19 @@ def refit_(folded: nn.Module, batches: Iterable[Batch]) -> Tensor:
     return 10 * (energies / errors.clamp_min(1e-9)).clamp_min(1e-9).log10()
 
 
-def judge(gains: Tensor) -> float:
-    """Return the mean gain of the worst tenth of the pairs, at least of one, in dB.
-
-    A handful of people is not all whom a look is for, and those whom a start serves badly tell more about the
-    others: the mean is carried by those whom it happens to fit. tests/README.md has an example.
-    """
+def find_worst(gains: Tensor) -> float:
+    """Return the mean gain of the worst tenth of the pairs, at least of one, in dB."""
     return gains.sort().values[: max(len(gains) // 10, 1)].mean().item()
+
+
+def judge(gains: Tensor) -> float:
+    """Return what a look may gain on people whom it serves badly, in dB.
+
+    That is as far below the worst of the pairs as the worst is below their mean: a handful of people is not
+    all whom a look is for. The mean is carried by those whom it happens to fit, and the worst of a few is not
+    the worst of all. tests/README.md has an example.
+    """
+    return 2 * find_worst(gains) - gains.mean().item()
 
 
 def choose_batches(count: int) -> Sequence[Tensor]:
@@ -228,8 +234,9 @@ def begin(
     for path in paths:
         model = load_state(path, build) if is_state(path) else load(path)
         gains = refit_(model, seen)
-        tried.append((judge(gains), gains.mean(), path, model))
-    told = ", ".join(f"{path.stem} {mean:+.2f} dB ({worst:+.2f})" for worst, mean, path, _ in tried)
+        words = f"{path.stem} {gains.mean():+.2f} dB ({find_worst(gains):+.2f})"
+        tried.append((judge(gains), words, path, model))
+    told = ", ".join(words for _, words, *_ in tried)
     *_, path, model = max(tried, key=lambda one: one[0])
     print(f"start     from {path}; the last layer fitted, gain on your pairs (on the worst of them): {told}")
     model.requires_grad_(True)
