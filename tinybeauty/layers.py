@@ -59,8 +59,8 @@ class Upsample(nn.ConvTranspose2d):
         weight = weight.flatten(0, 1).flatten(1, 2)  # (C_in, C_out, 2, 2)
         weight = weight.permute(2, 3, 1, 0).reshape(4 * self.out_channels, self.in_channels, 1, 1)
         quarters = F.conv2d(features, weight, self.bias.repeat(4))  # above, then below, left and right each
-        quarters = quarters.unflatten(1, (2, 2, -1)).permute(0, 3, 4, 1, 5, 2)  # (B, C_out, H, 2, W, 2)
-        return quarters.flatten(4).flatten(2, 3).contiguous(memory_format=torch.channels_last)
+        quarters = quarters.permute(0, 2, 3, 1).unflatten(3, (2, 2, -1))  # (B, H, W, 2, 2, C_out)
+        return quarters.transpose(2, 3).flatten(3, 4).flatten(1, 2).permute(0, 3, 1, 2)  # channels_last
 
 
 def separable(in_channels: int, out_channels: int, kernel_size: int = 3) -> nn.Sequential:

@@ -189,7 +189,7 @@ def write_page(
         path: the HTML file; it is written whole or not at all.
         face_models: the folder with MediaPipe's models, as `fetch_face_models` gives it.
         check: read it back before it gets its name.
-        small: put the face models in with 8 bits a weight, a megabyte less; faces are found a little beside.
+        small: give the face models fewer bits a weight: a megabyte less, and squares a little beside.
 
     Raises:
         UserError: no look, two of one name, one too large, or the file cannot be written.
