@@ -9,6 +9,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -104,7 +105,7 @@ def shrink(words: list[str], checkout: Path) -> list[str]:
 
 @pytest.mark.parametrize("document", WITH_COMMANDS, ids=str)
 def test_every_command_runs(document, copy_checkout, demo, request):
-    """In order, in a fresh checkout in which a reader has `my_pairs`, `my_photos` and `my.yaml`."""
+    """In order, in a fresh checkout in which a reader has `my_pairs`, photos and `my.yaml`."""
     gate = read(".ci/run")
     commands = [words for words in find_commands(read(document)) if not is_set_up(words, gate)]
     if document.name == str(document):  # the README at the top
@@ -113,8 +114,9 @@ def test_every_command_runs(document, copy_checkout, demo, request):
         request.getfixturevalue("face_models")
     checkout = copy_checkout()
     shutil.copytree(demo, checkout / "my_pairs")
-    for seed in range(6):
-        save_photo(checkout / "my_photos", f"{seed}.png", draw_face(MEAN, (256, 256), seed=seed), MEAN)
+    for seed, folder in product(range(6), ("my_photos", "dark_photos", "other_photos")):
+        face = draw_face(MEAN, (256, 256), seed=seed)
+        save_photo(checkout / folder, f"{folder[0]}{seed}.png", face, MEAN)
     (checkout / "my.yaml").write_text("batch_size: 4\n", encoding="utf-8")
     offline = any(words[0] == "wandb" for words in commands)  # the first run is then the one looked at
     done = []
