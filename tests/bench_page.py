@@ -28,13 +28,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from PIL import Image
 from playwright.sync_api import Browser, sync_playwright
 from test_page import CHROMIUM, CODE, LOOKS, save_video
-from test_page_engine import find_corners, find_shift, run_engine
+from test_page_engine import find_corners, find_shift, run_engine, save_small_models
 
 import tinybeauty_export
 from tinybeauty.face_models import fetch_face_models
 from tinybeauty.images import list_images
-from tinybeauty.page.bundle import HERE, MODELS, WORKER, read_code, write_page
-from tinybeauty.page.small_models import ROUNDINGS, shrink_model
+from tinybeauty.page.bundle import HERE, WORKER, read_code, write_page
 
 FRAMES_S = 8
 RACE = """async () => {
@@ -133,8 +132,7 @@ def race(browser: Browser, runtime: Path, folder: Path) -> None:
 
 def compare_squares(photos: Path, models: Path, scratch: Path) -> None:
     """Print how far a small page's models move the squares of photos with one face each."""
-    for name, file in MODELS.items():
-        (scratch / file).write_bytes(shrink_model((models / file).read_bytes(), ROUNDINGS[name]))
+    save_small_models(models, scratch)
     shifts = []
     for path in list_images(photos).values():
         with Image.open(path) as photo:
@@ -154,13 +152,14 @@ def main() -> None:
     flags = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch, sync_playwright() as playwright:
         document, film = Path(scratch) / "look.html", Path(scratch) / "face.y4m"
-        print(f"page with {len(LOOKS)} looks: {write_page(LOOKS, document, fetch_face_models()):,} bytes")
+        models = fetch_face_models()
+        print(f"page with {len(LOOKS)} looks: {write_page(LOOKS, document, models):,} bytes")
         code = sum(len(read_code(name).encode()) for name in CODE) + (HERE / "engine.wasm").stat().st_size
         print(f"code of ours, js and wasm: {code:,} bytes; load of the machine: {os.getloadavg()[0]:.1f}")
-        small = write_page(LOOKS, Path(scratch) / "small.html", fetch_face_models(), small=True)
+        small = write_page(LOOKS, Path(scratch) / "small.html", models, small=True)
         print(f"with small face models: {small:,} bytes")
         if flags.photos:
-            compare_squares(flags.photos, fetch_face_models(), Path(scratch))
+            compare_squares(flags.photos, models, Path(scratch))
         save_video(film)
         flags_of_camera = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
         flags_of_camera.append(f"--use-file-for-fake-video-capture={film}")

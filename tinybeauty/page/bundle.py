@@ -113,6 +113,12 @@ def read_looks(looks: Sequence[str | Path]) -> list[tuple[str, bytes]]:
     return found
 
 
+def read_models(folder: Path, small: bool) -> dict[str, bytes]:
+    """Return {name: bytes} of the face models in a folder, as they are or with fewer bits a weight."""
+    models = {name: (folder / file).read_bytes() for name, file in MODELS.items()}
+    return {name: shrink_model(data, ROUNDINGS[name]) for name, data in models.items()} if small else models
+
+
 def list_parts(
     looks: Sequence[str | Path], face_models: str | Path, small: bool = False
 ) -> list[tuple[str, bytes]]:
@@ -127,10 +133,7 @@ def list_parts(
     # The drawn face's landmarks: it is made up before any model is read.
     parts.append(("points", (HERE / "face.json").read_bytes()))
     parts += [(f"look {name}", data) for name, data in read_looks(looks)]
-    models = {name: (Path(face_models) / file).read_bytes() for name, file in MODELS.items()}
-    if small:
-        models = {name: shrink_model(data, ROUNDINGS[name]) for name, data in models.items()}
-    return parts + [(name, sort_bytes(data)) for name, data in models.items()]
+    return parts + [(name, sort_bytes(data)) for name, data in read_models(Path(face_models), small).items()]
 
 
 def make_page(parts: Sequence[tuple[str, bytes]]) -> bytes:

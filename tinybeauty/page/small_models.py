@@ -36,7 +36,6 @@ class Rounding(NamedTuple):
 
 ROUNDINGS = {"shortRange": Rounding(511, 0), "fullRange": Rounding(64, 1), "mesh": Rounding(100, 1, 1025)}
 LAST, LARGE = Rounding(BYTE, 3), 100_000  # for the last layer of the mesh, which alone has so many weights
-FLOAT16, INT8 = 1, 9  # types of tensorflow/lite/schema/schema.fbs
 
 
 def find_channels(tensor: Any, count: int) -> np.ndarray:
@@ -59,6 +58,7 @@ def quantise(weights: np.ndarray, channels: np.ndarray, rounding: Rounding) -> t
 def shrink_model(data: bytes, rounding: Rounding) -> bytes:
     """Return a .tflite file of as many bytes that deflate better."""
     import tflite
+    from tflite.TensorType import TensorType
 
     small = np.frombuffer(data, np.uint8).copy()
     model = tflite.Model.GetRootAsModel(data, 0)
@@ -67,18 +67,16 @@ def shrink_model(data: bytes, rounding: Rounding) -> bytes:
         table = model.Buffers(tensor.Buffer())._tab
         field = table.Offset(4)  # `data`; 0 where it has none
         start, count = (table.Vector(field), table.VectorLen(field) // 2) if field else (0, 0)
-        if tensor.Type() != FLOAT16 or tensor.ShapeLength() != 4 or count < rounding.fewest:
+        if tensor.Type() != TensorType.FLOAT16 or tensor.ShapeLength() != 4 or count < rounding.fewest:
             continue
         channels = find_channels(tensor, count)
         weights = np.frombuffer(data, np.float16, count, start).astype(float)
-        numbers, scales = quantise(weights, channels, LAST if count > LARGE else rounding)
-        if rounding.levels > BYTE:
+        own = LAST if count > LARGE else rounding
+        numbers, scales = quantise(weights, channels, own)
+        if own.levels > BYTE:
             packed = (numbers * scales[channels]).astype(np.float16).tobytes()
         else:
             packed = numbers.astype(np.int8).tobytes().ljust(count + count % 2, b"\0") + scales.tobytes()
-        if len(packed) > 2 * count:  # a scale for next to nothing
-            continue
+            small[tensor._tab.Pos + tensor._tab.Offset(6)] = TensorType.INT8  # the field `type`
         small[start : start + 2 * count] = np.frombuffer(packed.ljust(2 * count, b"\0"), np.uint8)
-        if rounding.levels <= BYTE:
-            small[tensor._tab.Pos + tensor._tab.Offset(6)] = INT8  # the field `type`
     return small.tobytes()
