@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -130,6 +132,23 @@ def test_a_demo_that_cannot_be_drawn_is_an_error(tmp_path):
     (tmp_path / "tool.py").write_text("import sys; sys.exit('no pencil')")
     with pytest.raises(UserError, match="could not be drawn"):
         draw_demo_pairs(tmp_path / "tool.py", tmp_path / "demo")
+
+
+def test_two_runs_that_want_the_demo_at_once_draw_it_once(tmp_path, capsys):
+    """The second used to delete what the first had drawn so far."""
+    tool, demo = tmp_path / "tool.py", tmp_path / "new" / "demo"
+    tool.write_text(
+        "import subprocess, sys\n"
+        f"open({str(tmp_path / 'drawn')!r}, 'a').write('once ')\n"
+        f"words = [{str(ROOT / 'data' / 'make_demo.py')!r}, *sys.argv[1:], '--count', '12', '--size', '64']\n"
+        "sys.exit(subprocess.run([sys.executable, *words]).returncode)\n"
+    )
+    with ThreadPoolExecutor(2) as pool:
+        for run in [pool.submit(draw_demo_pairs, tool, demo) for _ in range(2)]:
+            run.result()
+    assert (tmp_path / "drawn").read_text() == "once "
+    assert len(find_pairs(demo)) == 12
+    assert "waiting for another run" in capsys.readouterr().out
 
 
 # --- splitting --------------------------------------------------------------------------------------

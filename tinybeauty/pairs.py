@@ -12,6 +12,7 @@ from typing import Annotated, NamedTuple
 from pydantic import AfterValidator
 
 from tinybeauty.errors import UserError, list_some
+from tinybeauty.files import lock_folder
 from tinybeauty.images import IMAGE_SUFFIXES, VARIANT, list_images
 
 
@@ -115,14 +116,17 @@ def lacks_demo(data_dir: Path, demo_dirs: tuple[Path, ...]) -> bool:
 
 
 def draw_demo_pairs(tool: Path, data_dir: Path) -> None:
-    """Draw the demo pairs with the tool that draws them.
+    """Draw the demo pairs with the tool that draws them; where another run does, wait for it.
 
     Raises:
         UserError: it has failed, and said why.
     """
     command = [sys.executable, str(tool), "--out", str(data_dir)]
-    with subprocess.Popen(command) as drawing:  # which waits, also after Ctrl-C, until it has cleaned up
-        failed = drawing.wait()
+    with lock_folder(data_dir.parent, wait=True):
+        if data_dir.is_dir() and any(data_dir.iterdir()):  # the other run has drawn them
+            return
+        with subprocess.Popen(command) as drawing:  # which waits, also after Ctrl-C, until it has cleaned up
+            failed = drawing.wait()
     if failed:
         raise UserError("the demo pairs could not be drawn, see above")
 
