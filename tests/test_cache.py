@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
+import warnings
 import zlib
 from pathlib import Path
 
@@ -395,3 +396,19 @@ def test_no_pair_that_can_be_read_is_an_error(half_broken, tmp_path, one_error):
         path.write_bytes(b"")
     flags = ["--data_dir", half_broken, "--output_dir", tmp_path / "out", *SMALL, "--skip_bad_pairs"]
     assert "none are left" in one_error(*flags)
+
+
+def test_odd_exif_prints_no_warnings_that_name_no_file(data_dir):
+    for path in (data_dir / "source").iterdir():
+        exif = Image.Exif()
+        exif[0x010F] = "Maker" * 40
+        Image.open(path).save(path.with_suffix(".jpg"), exif=exif.tobytes()[:30])
+        path.unlink()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with Image.open(data_dir / "source" / "p0.jpg") as image:
+            image.getexif()
+        assert caught  # Pillow does warn
+        caught.clear()
+        assert len(load(data_dir).pairs) == 6
+    assert not caught

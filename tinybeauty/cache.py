@@ -7,6 +7,7 @@ import math
 import os
 import textwrap
 import time
+import warnings
 import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -310,6 +311,7 @@ def decode_pairs(pairs: list[Pair], image_size: int, folder: Path | None, skip_b
         UserError: without `skip_bad`, names the files that cannot be read, after all have been tried;
             the cache cannot be written.
     """
+    warnings.filterwarnings("ignore", module="PIL")  # of odd EXIF: they do not name the file
     cache = PixelCache(folder, image_size)
     broken = cache.update(pairs)
     if broken and not skip_bad:
