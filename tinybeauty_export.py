@@ -138,13 +138,7 @@ def parse_flags(argv: list[str]) -> argparse.Namespace:
     add, formats = parser.add_argument, [*FORMATS, "page"]
     add("looks", nargs="+", metavar="look", help="that ships (natural, evening, bold) or the path of a .pt")
     add("--to", nargs="+", required=True, choices=formats, metavar="FORMAT", help=", ".join(formats))
-    add(
-        "--out",
-        required=True,
-        type=path_flag,
-        metavar="FOLDER",
-        help="where the files go; of a page also FILE.html",
-    )
+    add("--out", required=True, type=path_flag, metavar="FOLDER", help="of the files; a page: or FILE.html")
     add("--float", action="store_true", help="numbers from 0 to 1 in and out instead of bytes")
     add("--full-int8", action="store_true", help="LiteRT: compute in integers alone, at a loss of accuracy")
     add("--faces", type=path_flag, metavar="FOLDER", help="aligned faces to check and calibrate with")
@@ -152,10 +146,11 @@ def parse_flags(argv: list[str]) -> argparse.Namespace:
     add("--small", action="store_true", help="a page with less exact face models, 1.2 MB less")
     add("--check", action=argparse.BooleanOptionalAction, default=True, help="run what was written")
     flags = parser.parse_args(argv)
-    if flags.full_int8 and (flags.float or "litert" not in flags.to):
-        raise UserError("--full-int8 is for --to litert, and not together with --float")
-    if flags.small and "page" not in flags.to:
-        raise UserError("--small is for --to page")
+    for flag, wanted in (("float", FORMATS), ("full_int8", ["litert"]), ("small", ["page"])):
+        if getattr(flags, flag) and not set(wanted) & set(flags.to):
+            raise UserError(f"--{flag.replace('_', '-')} is for --to {' or '.join(wanted)}")
+    if flags.full_int8 and flags.float:
+        raise UserError("--full-int8 computes on bytes and --float on numbers: give one of them")
     if is_page(flags.out) and set(flags.to) != {"page"}:
         raise UserError(f"--out {flags.out} is one file, and more are to be written: give a folder")
     return flags

@@ -299,12 +299,14 @@ def test_a_broken_weight_is_refused_and_leaves_no_file(name, flags, tmp_path, ca
         (["evening", "--to", "tnn"], "tnn"),
         (["missing.pt", "--to", "onnx"], "missing.pt"),
         ([str(ROOT / "README.md"), "--to", "onnx"], "is damaged or no file"),
-        (["evening", "--to", "onnx", "--full-int8"], "--full-int8 is for"),
+        (["evening", "--to", "onnx", "--full-int8"], "--full-int8 is for --to litert"),
+        (["evening", "--to", "page", "--float"], "--float is for --to onnx or litert or coreml"),
+        (["evening", "--to", "litert", "--float", "--full-int8"], "give one of them"),
         (["evening", "--to", "onnx", "--faces", "nowhere"], "nowhere"),
         (["evening", "a/Evening.pt", "--to", "onnx"], "would be written to one file"),
         (["~nobody-here/a.pt", "--to", "onnx"], "~nobody-here is no user's home"),
     ],
-    ids=["look", "format", "file", "foreign", "integers", "faces", "twice", "home"],
+    ids=["look", "format", "file", "foreign", "integers", "page", "both", "faces", "twice", "home"],
 )
 def test_what_is_wrong_is_one_line(words, message, tmp_path, capsys):
     assert main([*words, "--out", str(tmp_path / "out")]) == 1
