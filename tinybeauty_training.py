@@ -433,12 +433,13 @@ class Run:
         self.optimizer.zero_grad()
         (losses["loss"] * weight).backward()
         self.optimizer.step()
-        self.update_average(min(self.config.ema_decay, (1 + step) / (10 + step)))
+        kept = 1.0 if self.config.start_from else (1 + step) / (10 + step)  # a look may linger
+        self.update_average(min(self.config.ema_decay, kept))
         self.progress.global_step += 1
         return losses
 
     def update_average(self, decay: float) -> None:
-        """Move the average towards the model; `decay` is small at first: the start must not linger."""
+        """Move the average towards the model; faster at first: a start from nothing must not linger in it."""
         get_ema_multi_avg_fn(decay)(self.means, self.values, 0)  # in one call, not one a tensor
 
     def watch_plateau(self, val_loss: float) -> None:
@@ -520,8 +521,7 @@ def train_one_epoch(
         team.average(norm.running_var)
     progress.sums = {name: team.all_reduce(total).item() for name, total in sums.items()}
     weights = sum(weight.detach().abs().sum().item() for weight in run.model.parameters())
-    # A bad gradient shows in the weights.
-    check_finite(progress.sums["loss"] + weights, epoch, config.learning_rate)
+    check_finite(progress.sums["loss"] + weights, epoch, config.learning_rate)  # bad gradients show there
     speed = (progress.pairs_done - first) / (time.perf_counter() - start)
     means = {f"train/{name}": total / (progress.summed or math.nan) for name, total in progress.sums.items()}
     return means | {"time/images_per_s": speed}

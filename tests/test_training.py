@@ -286,15 +286,16 @@ def test_the_learning_rate_follows_from_the_settings_the_drops_and_the_step():
     assert [run.learning_rate(step) for step in (1, 2, 4, 99)] == [0.0625e-3, 0.125e-3, 0.25e-3, 0.25e-3]
 
 
+@pytest.mark.parametrize("start_from", ["", "evening"])
 @pytest.mark.parametrize("decay", [0.0, 0.5, 0.99])
-def test_the_average_is_a_moving_mean_of_the_weights(decay):
-    """With a share of the past that grows at first; before the first step it is the start."""
+def test_the_average_is_a_moving_mean_of_the_weights(decay, start_from):
+    """Of the past it keeps a share that grows at first, so that nothing of a start from scratch lingers."""
     torch.manual_seed(0)
-    run = make_run(ema_decay=decay, learning_rate=0.01)
+    run = make_run(ema_decay=decay, learning_rate=0.01, start_from=start_from)
     expected = {name: value.clone() for name, value in run.model.state_dict().items()}
     for step in range(40):
         take_steps(run, 1)
-        share = min(decay, (1 + step) / (10 + step))
+        share = decay if start_from else min(decay, (1 + step) / (10 + step))
         for name, value in run.model.state_dict().items():
             if value.is_floating_point():
                 expected[name] = share * expected[name] + (1 - share) * value
