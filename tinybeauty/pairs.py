@@ -109,10 +109,14 @@ def check_person_pattern(pattern: str) -> str:
 PersonPattern = Annotated[str, AfterValidator(check_person_pattern)]
 
 
+def is_empty(folder: Path) -> bool:
+    """Return whether nothing is in a folder, or it is not there."""
+    return not (folder.is_dir() and any(folder.iterdir()))
+
+
 def lacks_demo(data_dir: Path, demo_dirs: tuple[Path, ...]) -> bool:
     """Return whether a folder is that of the demo, however it was typed, and nothing is in it yet."""
-    meant = data_dir.resolve() in {folder.resolve() for folder in demo_dirs}
-    return meant and not (data_dir.is_dir() and any(data_dir.iterdir()))
+    return data_dir.resolve() in {folder.resolve() for folder in demo_dirs} and is_empty(data_dir)
 
 
 def draw_demo_pairs(tool: Path, data_dir: Path) -> None:
@@ -123,7 +127,7 @@ def draw_demo_pairs(tool: Path, data_dir: Path) -> None:
     """
     command = [sys.executable, str(tool), "--out", str(data_dir)]
     with lock_folder(data_dir.parent, wait=True):
-        if data_dir.is_dir() and any(data_dir.iterdir()):  # the other run has drawn them
+        if not is_empty(data_dir):  # the other run has drawn them
             return
         with subprocess.Popen(command) as drawing:  # which waits, also after Ctrl-C, until it has cleaned up
             failed = drawing.wait()
