@@ -10,12 +10,9 @@ face made up. Into `output_dir` go three networks that ship (int8, under 100,000
 tinybeauty_best_loss.pt, tinybeauty_best_psnr.pt, tinybeauty_final.pt), the state of the run
 (tinybeauty_last.ckpt), metrics.csv, samples_epoch_XXX.png and the settings used (config.yaml).
 
-On 863 portraits the settings of tinybeauty_model/pretrained/recipe.yaml reach 39.04 dB on people held out,
-where doing nothing scores 31.0; tests/README.md says on what and how long.
-
 Method: stage 4 of Jin et al., "Toward Tiny and High-quality Facial Makeup with Data Amplify Learning",
-ECCV 2024, arXiv 2403.15033. The U-Net, the small files and the start are our own. What is not about
-makeup (files, cache, devices, WandB, signals) has its body in the package tinybeauty/.
+ECCV 2024, arXiv 2403.15033. The U-Net, the small files and the start are our own; tests/README.md has what it
+reaches. What is not about makeup (files, cache, devices, WandB, signals) lies in the package tinybeauty/.
 """
 
 from __future__ import annotations
@@ -43,7 +40,7 @@ from tqdm import tqdm
 
 from tinybeauty import devices, reporting, runs, settings, shipping, starting
 from tinybeauty.cache import PixelCache, read_pairs
-from tinybeauty.devices import Team
+from tinybeauty.devices import Replay, Team
 from tinybeauty.errors import Parser, UserError, run_command
 from tinybeauty.layers import ConvNormReLU, Upsample, count_parameters, separable
 from tinybeauty.pairs import Pair, PersonPattern, count_variants, draw_demo_pairs, lacks_demo
@@ -292,8 +289,9 @@ class MakeupPairs(Dataset):
         """Keep the pixels on a CUDA device from now on, if they fit into half of its free memory."""
         size = len(self) * math.prod(self.cache.shape)
         if device.type == "cuda" and size < torch.cuda.mem_get_info(device)[0] / 2:
-            parts = torch.arange(len(self)).split(256)
-            self.on_device = torch.cat([self.read(part).to(device) for part in parts])
+            self.on_device = torch.cat(
+                [self.read(some).to(device) for some in torch.arange(len(self)).split(256)]
+            )
 
 
 def to_images(pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -354,8 +352,8 @@ def evaluate(
 
     columns: dict[str, list[Tensor]] = {}
     batches = torch.arange(len(pairs)).split(EVAL_BATCH)
-    loaded = load_batches(pairs, batches, device)
-    for indices, (source, target, eye_mask) in zip(batches, loaded, strict=True):
+    for indices, batch in zip(batches, load_batches(pairs, batches, device), strict=True):
+        source, target, eye_mask = batch
         output = source + model(source)
         losses = criterion(output, target, eye_mask)  # as in training: not clamped
         scores = {f"val/{name}": value.expand(len(indices)) for name, value in losses.items()}
@@ -392,6 +390,8 @@ class Run:
         network: the model, to call while training: it shares gradients with the other processes.
     """
 
+    PARTS = ("model", "average", "optimizer", "scheduler")  # that keep a state, by PyTorch's rules
+
     def __init__(
         self, config: Config, model: nn.Module, device: torch.device, dtype: torch.dtype, team: Team
     ) -> None:
@@ -405,6 +405,8 @@ class Run:
             self.model.compile()
         if team.size > 1:
             self.network = nn.parallel.DistributedDataParallel(model, broadcast_buffers=False)
+        alone_on_gpu = device.type == "cuda" and team.size == 1  # then a step's weight is 1
+        self.replay = Replay(self.backward, list(model.parameters())) if alone_on_gpu else None
         self.norms = [part for part in model.modules() if isinstance(part, nn.BatchNorm2d)]
         self.average_norms = [part for part in self.average.modules() if isinstance(part, nn.BatchNorm2d)]
         self.criterion = MakeupLoss(**config.model_dump(include=LOSS_WEIGHTS)).to(device)
@@ -421,26 +423,29 @@ class Run:
         rate = self.config.learning_rate * left * self.config.lr_factor**self.progress.drops
         return rate * step / self.config.warmup_steps if step < self.config.warmup_steps else rate
 
-    def step(self, source: Tensor, target: Tensor, eye_mask: Tensor, weight: float) -> dict[str, Tensor]:
-        """Take one step of Adam and return the losses; `weight` multiplies the gradient."""
+    def step(self, *batch: Tensor, weight: float) -> dict[str, Tensor]:
+        """Take one step of Adam on (source, target, eye_mask); `weight` multiplies the gradient."""
         step = self.progress.global_step
         for norm in self.norms:  # plain means at first: PyTorch's start of 1 would stay in them for 150 steps
             norm.momentum = max(0.1, 1 / (step + 1))
-        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            residual = self.network(source)
-        losses = self.criterion(source + residual.float(), target, eye_mask)
         self.optimizer.param_groups[0]["lr"] = self.learning_rate(step + 1)
-        self.optimizer.zero_grad()
-        (losses["loss"] * weight).backward()
+        losses = self.replay(*batch) if self.replay else self.backward(*batch, weight=weight)
         self.optimizer.step()
-        kept = 1.0 if self.config.start_from else (1 + step) / (10 + step)  # a look may linger
-        self.update_average(min(self.config.ema_decay, kept))
+        # A start from nothing must not linger in the average; a look may.
+        kept = 1.0 if self.config.start_from else (1 + step) / (10 + step)
+        get_ema_multi_avg_fn(min(self.config.ema_decay, kept))(self.means, self.values, 0)
         self.progress.global_step += 1
         return losses
 
-    def update_average(self, decay: float) -> None:
-        """Move the average towards the model; faster at first: a start from nothing must not linger in it."""
-        get_ema_multi_avg_fn(decay)(self.means, self.values, 0)  # in one call, not one a tensor
+    def backward(self, *batch: Tensor, weight: float = 1.0) -> dict[str, Tensor]:
+        """Leave the gradients of the loss, times `weight`, in the model; return the losses."""
+        source, target, eye_mask = batch
+        self.optimizer.zero_grad()
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            residual = self.network(source)
+        losses = self.criterion(source + residual.float(), target, eye_mask)
+        (losses["loss"] * weight).backward()
+        return {name: value.detach() for name, value in losses.items()}
 
     def watch_plateau(self, val_loss: float) -> None:
         """Drop the learning rate from the next step on where `val_loss` has stalled; not in a warm-up."""
@@ -452,14 +457,8 @@ class Run:
 
     def state(self) -> dict[str, Any]:
         """Return all that a resume needs, but for the settings and the pairs."""
-        return {
-            "architecture": self.model.architecture,
-            "model": self.model.state_dict(),
-            "average": self.average.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scheduler": self.scheduler.state_dict(),
-            "progress": asdict(self.progress),
-        }
+        parts = {name: getattr(self, name).state_dict() for name in self.PARTS}
+        return {"architecture": self.model.architecture, "progress": asdict(self.progress)} | parts
 
     def restore(self, state: dict[str, Any], before: dict[str, Any]) -> None:
         """Go back to a state; where settings differ from those before, the new ones take effect.
@@ -468,7 +467,7 @@ class Run:
             UserError: more epochs are done or begun than the settings ask for.
         """
         config, self.progress = self.config, Progress.restore(state, before, self.config.epochs)
-        for name in ("model", "average", "optimizer", "scheduler"):
+        for name in self.PARTS:
             getattr(self, name).load_state_dict(state[name])
         self.scheduler.factor, self.scheduler.patience = config.lr_factor, config.lr_patience
         if config.learning_rate != before["learning_rate"]:
@@ -506,7 +505,7 @@ def train_one_epoch(
         # The team's mean of these is the mean over the batch, however it is divided.
         losses = run.step(source, target, eye_mask, weight=len(share) * team.size / len(batch))
         for name in LOSSES:
-            sums[name] += losses[name].detach() * len(share)
+            sums[name] += losses[name] * len(share)
         progress.pairs_done += len(batch)
         progress.summed += len(batch)
         bar.update()

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
 
 from tinybeauty import devices
 from tinybeauty.devices import ALONE, Team, choose_device, join_team
 from tinybeauty.errors import UserError
+from tinybeauty_training import Config, Run, TinyBeauty
 
 
 def test_who_is_alone_leads_and_shares_with_nobody():
@@ -61,3 +63,33 @@ def test_auto_takes_the_best_there_is(monkeypatch, capsys):
     assert "(the best found)" in capsys.readouterr().out
     with pytest.raises(UserError, match=r"cuda, which is not there \(found: cpu\)"):
         choose_device("cuda", "auto", ALONE)
+
+
+Batch = tuple[Tensor, ...]
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+def train_on_gpu(replayed: bool, batches: list[Batch]) -> tuple[list[float], dict[str, Tensor]]:
+    """Train on batches, in float32; return the losses and what the model has become."""
+    torch.manual_seed(0)
+    config = Config(learning_rate=1e-3, wandb_mode="disabled")
+    run = Run(config, TinyBeauty(), torch.device("cuda"), torch.float32, ALONE)
+    run.model.train()
+    if not replayed:
+        run.replay = None
+    losses = [run.step(*batch, weight=1.0)["loss"].item() for batch in batches]
+    if replayed:
+        assert len(run.replay.recordings) == 2
+    return losses, {name: value.cpu() for name, value in run.model.state_dict().items()}
+
+
+@needs_gpu
+def test_steps_that_are_replayed_do_what_they_did_when_they_were_taken_one_by_one():
+    """Batches of two sizes in turns, as at the end of an epoch; other pixels in each."""
+    torch.manual_seed(1)
+    sizes = [4, 4, 3] * 14
+    batches = [tuple(torch.rand(size, channels, 32, 32).cuda() for channels in (3, 3, 1)) for size in sizes]
+    (losses, weights), (expected, expected_weights) = (train_on_gpu(way, batches) for way in (True, False))
+    assert losses == pytest.approx(expected, rel=1e-3)
+    for name, value in expected_weights.items():
+        torch.testing.assert_close(weights[name], value, rtol=0.02, atol=1e-3, msg=name)

@@ -6,14 +6,15 @@ import ctypes
 import io
 import os
 import textwrap
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, redirect_stdout
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from tinybeauty.errors import UserError, one_line
 from tinybeauty.workers import count_cores
@@ -144,7 +145,6 @@ def choose_device(name: str, precision: str, team: Team) -> tuple[torch.device, 
             "give it as many as there are, or set device: cpu"
         )
     torch.cuda.set_device(team.local_rank)
-    torch.backends.cudnn.benchmark = True  # its first choice is a slow one for so few channels
     return torch.device(name, team.local_rank), getattr(torch, precision)
 
 
@@ -158,6 +158,59 @@ def can_compile(device: torch.device) -> bool:
         print(f"          torch.compile does not work here ({reason}): training without it")
         return False
     return True
+
+
+class Recording(NamedTuple):
+    """A CUDA graph, and the tensors that it reads, leaves as gradients and returns."""
+
+    graph: torch.cuda.CUDAGraph
+    inputs: list[Tensor]
+    gradients: list[Tensor | None]
+    results: dict[str, Tensor]
+
+
+class Replay:
+    """A backward pass on a GPU, its kernels recorded (a CUDA graph) and from then on launched as one.
+
+    A step of this network is hundreds of small kernels: to launch them one by one from Python takes twice as
+    long as to run them. Numbers of Python's that the pass uses stay what they were when it was recorded.
+
+    Args:
+        backward: takes tensors, leaves gradients in the parameters, returns tensors that need none.
+        parameters: those.
+    """
+
+    EAGER = 10  # calls with a shape before it is recorded: by then BatchNorm's momentum is what it stays
+
+    def __init__(self, backward: Callable[..., dict[str, Tensor]], parameters: list[nn.Parameter]) -> None:
+        self.backward, self.parameters = backward, parameters
+        self.calls: Counter[torch.Size] = Counter()
+        self.recordings: dict[torch.Size, Recording] = {}
+        self.pool = torch.cuda.graph_pool_handle()  # they run one after the other, in the same memory
+
+    def __call__(self, *inputs: Tensor) -> dict[str, Tensor]:
+        """Do what `backward` does; what is returned holds until the next call."""
+        shape = inputs[0].shape
+        self.calls[shape] += 1
+        if self.calls[shape] <= self.EAGER:
+            return self.backward(*inputs)
+        if shape not in self.recordings:
+            self.recordings[shape] = self.record(inputs)
+        recording = self.recordings[shape]
+        for kept, given in zip(recording.inputs, inputs, strict=True):
+            kept.copy_(given)
+        recording.graph.replay()
+        for parameter, gradient in zip(self.parameters, recording.gradients, strict=True):
+            parameter.grad = gradient
+        return recording.results
+
+    def record(self, inputs: tuple[Tensor, ...]) -> Recording:
+        """Record the pass for inputs of these shapes and memory layouts; it does not run."""
+        kept, graph = [torch.empty_like(given) for given in inputs], torch.cuda.CUDAGraph()
+        # thread_local: another thread reads the next batch meanwhile.
+        with torch.cuda.graph(graph, self.pool, capture_error_mode="thread_local"):
+            results = self.backward(*kept)
+        return Recording(graph, kept, [parameter.grad for parameter in self.parameters], results)
 
 
 def keep_freed_memory() -> None:
