@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 
 import pytest
@@ -34,14 +35,42 @@ def test_a_command_ends_in_one_line_and_an_exit_code(monkeypatch, capsys, error,
     assert capsys.readouterr() == ("", told)
 
 
-def test_a_ctrl_c_while_a_package_is_imported(capsys):
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), Stopped("at once", signal.SIGTERM)])
+def test_a_request_to_stop_while_a_package_is_imported(capsys, error):
     """Packages in C++ raise an ImportError from it."""
 
     def command(argv: list[str]) -> None:
-        raise ImportError("initialization failed") from KeyboardInterrupt()
+        raise ImportError("initialization failed") from error
 
-    assert run_command(command, [], interrupted="at once") == 130
+    assert run_command(command, [], interrupted="at once") == 128 + getattr(error, "signal_number", 2)
     assert capsys.readouterr() == ("", "at once\n")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows ends a process at once")
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_a_signal_ends_a_command_in_order(capsys, name):
+    number = getattr(signal, name)
+    before, cleaned = signal.getsignal(number), []
+
+    def command(argv: list[str]) -> None:
+        try:
+            signal.raise_signal(number)
+        finally:
+            cleaned.append(True)
+
+    assert run_command(command, [], interrupted="at once") == 128 + number
+    assert cleaned
+    assert capsys.readouterr() == ("", "at once\n")
+    assert signal.getsignal(number) is before
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGHUP")
+def test_under_nohup_a_closed_terminal_ends_nothing():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert run_command(lambda argv: signal.raise_signal(signal.SIGHUP), [], interrupted="") == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 @pytest.mark.parametrize("bug", [ZeroDivisionError, ImportError])

@@ -348,15 +348,16 @@ def test_what_is_in_the_way_stays(tmp_path, capsys):
     assert [path.name for path in (tmp_path / "out").rglob("*")] == ["evening.onnx", "mine"]
 
 
-@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for one process")
-def test_ctrl_c_leaves_nothing_half_written(tmp_path):
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no signals for one process")
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_request_to_stop_leaves_nothing_half_written(tmp_path, name):
     words = [sys.executable, str(ROOT / "tinybeauty_export.py"), "evening", "--to", "onnx", "--out", "phone"]
     process = subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     while process.poll() is None and not list(tmp_path.glob("phone/.partial*/*")):
         time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number := getattr(signal, name))
     _, error = process.communicate(timeout=60)
-    assert (process.returncode, error) == (130, "stopped; no file is half-written\n")
+    assert (process.returncode, error) == (128 + number, "stopped; no file is half-written\n")
     assert not list((tmp_path / "phone").iterdir())
 
 

@@ -7,10 +7,12 @@ import difflib
 import errno
 import os
 import re
+import signal
 import sys
+import threading
 import unicodedata
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 # What a name may hold and no terminal, JSON or UTF-8 takes: control characters, and the surrogates that
@@ -92,13 +94,35 @@ def describe_fault(error: OSError | MemoryError) -> str:
     return f"{where}{getattr(error, 'strerror', None) or one_line(error)}"
 
 
+@contextmanager
+def raise_signals(message: str) -> Iterator[None]:
+    """Let SIGTERM and a closed terminal raise Stopped, as Ctrl-C raises: nothing half-written is left."""
+
+    def stop(number: int, frame: object) -> None:
+        raise Stopped(message, number)
+
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    numbers = [
+        number for number in numbers if signal.getsignal(number) is signal.SIG_DFL
+    ]  # nohup ignores one
+    if threading.current_thread() is not threading.main_thread():  # the only one that may set handlers
+        numbers = []
+    for number in numbers:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)
+
+
 def run_command(command: Callable[[list[str]], None], argv: list[str] | None, interrupted: str) -> int:
     """Run a command and return its exit code; whatever a person can mend ends in one line on stderr.
 
     Args:
         command: takes the command line's words; raises UserError or Stopped.
         argv: these words; None takes them from `sys.argv`.
-        interrupted: what to say after a Ctrl-C that the command does not handle itself.
+        interrupted: what to say after a Ctrl-C or another signal that the command does not handle itself.
     """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a Greek folder on a terminal that knows cp1252 alone
@@ -106,7 +130,8 @@ def run_command(command: Callable[[list[str]], None], argv: list[str] | None, in
     rank = int(os.environ.get("RANK", 0))  # torchrun's number of this process
     who = f"process {rank}: " if rank else ""
     try:
-        command(sys.argv[1:] if argv is None else argv)
+        with raise_signals(interrupted):
+            command(sys.argv[1:] if argv is None else argv)
         if sys.stdout is not None:
             sys.stdout.flush()
     except UserError as error:
@@ -118,10 +143,11 @@ def run_command(command: Callable[[list[str]], None], argv: list[str] | None, in
         return 128 + stopped.signal_number  # as shells do
     except (KeyboardInterrupt, ImportError) as error:
         # A package in C++ makes an ImportError of a Ctrl-C that comes while it is imported.
-        if isinstance(error, ImportError) and not isinstance(error.__cause__, KeyboardInterrupt):
+        cause = error.__cause__ if isinstance(error, ImportError) else error
+        if not isinstance(cause, KeyboardInterrupt | Stopped):
             raise
         tell(interrupted)
-        return 130
+        return 128 + getattr(cause, "signal_number", signal.SIGINT)
     except (OSError, MemoryError) as error:  # that nobody has expected, and that is no fault of the program
         tell(f"{who}error: {describe_fault(error)}; {interrupted}")
         return 1
