@@ -405,8 +405,8 @@ class Run:
             self.model.compile()
         if team.size > 1:
             self.network = nn.parallel.DistributedDataParallel(model, broadcast_buffers=False)
-        alone_on_gpu = device.type == "cuda" and team.size == 1  # then a step's weight is 1
-        self.replay = Replay(self.backward, list(model.parameters())) if alone_on_gpu else None
+        replays = device.type == "cuda" and team.size == 1 and not config.compile  # the weight is 1 there
+        self.replay = Replay(self.backward, list(model.parameters())) if replays else None
         self.norms = [part for part in model.modules() if isinstance(part, nn.BatchNorm2d)]
         self.average_norms = [part for part in self.average.modules() if isinstance(part, nn.BatchNorm2d)]
         self.criterion = MakeupLoss(**config.model_dump(include=LOSS_WEIGHTS)).to(device)

@@ -192,9 +192,11 @@ class Replay:
         """Do what `backward` does; what is returned holds until the next call."""
         shape = inputs[0].shape
         self.calls[shape] += 1
-        if self.calls[shape] <= self.EAGER:
-            return self.backward(*inputs)
         if shape not in self.recordings:
+            # A recording keeps its memory, so others need as much once more.
+            room = torch.cuda.mem_get_info()[0] > torch.cuda.max_memory_allocated()
+            if self.calls[shape] <= self.EAGER or not room:
+                return self.backward(*inputs)
             self.recordings[shape] = self.record(inputs)
         recording = self.recordings[shape]
         for kept, given in zip(recording.inputs, inputs, strict=True):
