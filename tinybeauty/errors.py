@@ -102,11 +102,9 @@ def raise_signals(message: str) -> Iterator[None]:
         raise Stopped(message, number)
 
     numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    numbers = [
-        number for number in numbers if signal.getsignal(number) is signal.SIG_DFL
-    ]  # nohup ignores one
-    if threading.current_thread() is not threading.main_thread():  # the only one that may set handlers
-        numbers = []
+    # Under nohup one is ignored, and stays so; a thread may set no handlers.
+    main = threading.current_thread() is threading.main_thread()
+    numbers = [number for number in numbers if main and signal.getsignal(number) is signal.SIG_DFL]
     for number in numbers:
         signal.signal(number, stop)
     try:
