@@ -141,7 +141,16 @@ class Ours:
         return scores["val/psnr"]
 
 
-SYSTEMS = {"straightforward": Straightforward, "ours": Ours}
+class Unrecorded(Ours):
+    """The program, but on a GPU the kernels of each step are launched one by one, as on no other device."""
+
+    def __init__(self, config: program.Config) -> None:
+        super().__init__(config)
+        self.run.replay = None
+
+
+SYSTEMS = {"straightforward": Straightforward, "ours": Ours, "unrecorded": Unrecorded}
+COMPARED = ("straightforward", "ours")
 
 # ======================================================================================================
 # What is measured, each in a process of its own
@@ -235,7 +244,7 @@ def compare_speed(folder: Path, options: argparse.Namespace) -> None:
     data_dir = options.data_dir or str(draw_pairs(folder / "large", 128, 512))
     config = {"data_dir": data_dir, "cache_dir": str(folder / "cache")}
     results = {
-        name: call("measure_speed", {"system": name, "epochs": options.epochs}, config) for name in SYSTEMS
+        name: call("measure_speed", {"system": name, "epochs": options.epochs}, config) for name in COMPARED
     }
     print("\n| training, end to end | first epoch | later epochs | waits for data | peak memory |")
     print("| --- | --- | --- | --- | --- |")
@@ -253,7 +262,7 @@ def compare_goal(folder: Path, options: argparse.Namespace) -> None:
     data_dir = options.data_dir or str(draw_pairs(folder / "goal", 400, options.image_size))
     config = {"data_dir": data_dir, "cache_dir": str(folder / "cache"), "image_size": options.image_size}
     arguments = {"goal": options.goal, "limit_s": options.limit_s}
-    results = {name: call("measure_goal", {"system": name, **arguments}, config) for name in SYSTEMS}
+    results = {name: call("measure_goal", {"system": name, **arguments}, config) for name in COMPARED}
     print(f"\n| to {options.goal:g} dB at {options.image_size} px | seconds | epochs | reached |")
     print("| --- | --- | --- | --- |")
     for name, result in results.items():
@@ -280,11 +289,20 @@ def compare_starts(folder: Path, options: argparse.Namespace) -> None:
 
 
 def measure_gpu(folder: Path, options: argparse.Namespace) -> None:
-    """Print (e) the time of a whole run of 4,000 pairs on a GPU."""
+    """Print (e) the images/s on a GPU, and the time of a whole run of 4,000 pairs."""
     if not torch.cuda.is_available():
         print("\nno GPU here: nothing measured")
         return
     data_dir = multiply_pairs(folder / "gpu", 4000)
+    config = {"data_dir": str(data_dir), "cache_dir": str(folder / "steps")}
+    print("\n| a step on a GPU, loading included | images/s |\n| --- | --- |")
+    for name, system, vary in (
+        ("kernels launched one by one", "unrecorded", 0),
+        ("recorded", "ours", 0),
+        ("recorded, `--vary 1`", "ours", 1),
+    ):
+        result = call("measure_speed", {"system": system, "epochs": options.epochs}, config | {"vary": vary})
+        print(f"| {name} | {result['later']:,.0f} |", flush=True)
     flags = ["--data_dir", data_dir, "--output_dir", folder / "out", "--wandb_mode", "disabled"]
     command = [sys.executable, program.HERE / "tinybeauty_training.py", *flags]
     started = time.perf_counter()
