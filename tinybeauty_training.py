@@ -48,7 +48,7 @@ from tinybeauty.progress import FINAL, Progress
 from tinybeauty.runs import OutputDir, StopRequest, check_finite
 from tinybeauty.settings import Folder, FolderOrNothing
 from tinybeauty.tracking import Tracker, WandbMode, find_trial
-from tinybeauty.variation import Plan, plan_epoch
+from tinybeauty.variation import Plan, plan_epoch, vary_batch
 from tinybeauty.workers import read_ahead
 
 HERE = Path(__file__).resolve().parent
@@ -71,7 +71,6 @@ class Config(settings.Settings):
     cache_dir: FolderOrNothing = Field("auto", description="of decoded pairs; auto: beside them; '': memory")
     flip: bool = Field(True, description="mirror half of the training pairs, another half each epoch")
     vary: float = Field(0.0, ge=0, le=3, description="other light and crop each time: 1 a little, 0 none")
-    cutmix: float = Field(0.0, ge=0, le=1, description="share of pairs with a part of another face")
     repeats: int = Field(1, ge=1, description="times an epoch goes through the pairs; more where few")
     # training
     start_from: starting.StartFrom = Field("", description="a look, .pt, .ckpt, or auto; '': from scratch")
@@ -323,8 +322,8 @@ def load_batches(
             mirrored = plan.flipped[indices].to(device, non_blocking=True)[:, None, None, None]
             pixels = torch.where(mirrored, pixels.flip(2), pixels)
         source, target, eye_mask = to_images(pixels)
-        if plan is not None:
-            source, target, eye_mask = plan.change(indices, source, target, eye_mask)
+        if plan is not None and plan.ways is not None:
+            source, target, eye_mask = vary_batch(source, target, eye_mask, plan.ways[indices].to(device))
         layout = torch.channels_last  # the convolutions' own on a CPU: a step takes half the time
         yield source.contiguous(memory_format=layout), target.contiguous(memory_format=layout), eye_mask
 

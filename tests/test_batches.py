@@ -73,7 +73,7 @@ def test_pairs_that_the_cache_lacks_are_left_out(pairs, tmp_path):
 def test_source_target_and_mask_are_flipped_together(pairs):
     flipped = torch.tensor([True, False, False, True])  # a number each
     indices = torch.tensor([3, 1, 0])
-    batch = next(load_batches(pairs, [indices], torch.device("cpu"), Plan(indices, flipped, None, None)))
+    batch = next(load_batches(pairs, [indices], torch.device("cpu"), Plan(indices, flipped, None)))
     for kind, images in enumerate(batch):
         for image, index, flip in zip(images, indices, flipped[indices], strict=True):
             plain = pairs[int(index)][kind]

@@ -210,7 +210,7 @@ def test_the_same_settings_from_the_written_file_give_the_same_bytes(start, tmp_
 @pytest.mark.parametrize(("step", "forget"), [(1, 0), (3, 2)])
 def test_a_stopped_run_ends_the_same(start, handful, tmp_path, call_main, signal_at, step, forget):  # noqa: F811
     """Two steps an epoch; with the same words, and without those that say how it began."""
-    flags = ["--start_from", "auto", "--vary", 1, "--cutmix", 0.5, "--epochs", 3, "--repeats", 2]
+    flags = ["--start_from", "auto", "--vary", 1, "--epochs", 3, "--repeats", 2]
     start(*flags, out="alone")
     signal_at(signal.SIGTERM, step)
     argv = ["--data_dir", handful, "--output_dir", tmp_path / "out", *SMALL, *flags]

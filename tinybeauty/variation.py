@@ -1,4 +1,4 @@
-"""Variation of pairs while training, source and target alike: other light and crop, half another face."""
+"""Variation of pairs while training: other light, another crop, source and target alike."""
 
 from __future__ import annotations
 
@@ -16,8 +16,6 @@ SHIFT = 0.03  # of the width; this and the next two are twice what landmarks err
 ZOOM = 0.05
 TILT = math.radians(4)
 GAMMA = 2.2  # of sRGB, within a grey level or two
-OFF_CENTRE = 0.4  # of half a width: how far from the centre a cut may go
-SOFT = 0.04  # of half a width: of 256 pixels it takes 11 to go from a quarter to three quarters
 
 
 class Wanted(Protocol):
@@ -26,7 +24,6 @@ class Wanted(Protocol):
     repeats: int
     flip: bool
     vary: float
-    cutmix: float
 
 
 class Plan(NamedTuple):
@@ -35,19 +32,6 @@ class Plan(NamedTuple):
     order: Tensor  # (N,) numbers; n stands for pair n % count
     flipped: Tensor  # (N,) bool, by number: which are mirrored
     ways: Tensor | None  # (N, 6), by number: for `vary_batch`; None for not at all
-    cuts: Tensor | None  # (N, 2), by number: for `cut_and_mix`; None for not at all
-
-    def change(
-        self, indices: Tensor, source: Tensor, target: Tensor, eye_mask: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return a batch, that of these numbers, as it is to be seen; mirrored it is already."""
-        if self.ways is not None:
-            ways = self.ways[indices].to(source.device)
-            source, target, eye_mask = vary_batch(source, target, eye_mask, ways)
-        if self.cuts is not None:
-            cuts = self.cuts[indices].to(source.device)
-            source, target, eye_mask = cut_and_mix(source, target, eye_mask, cuts)
-        return source, target, eye_mask
 
 
 def plan_epoch(count: int, wanted: Wanted, seed: int, epoch: int) -> Plan:
@@ -57,22 +41,18 @@ def plan_epoch(count: int, wanted: Wanted, seed: int, epoch: int) -> Plan:
 
     Args:
         count: of the pairs.
-        wanted: how often each comes, whether half of them are mirrored, how strongly they are varied, which
-            share of them is cut.
+        wanted: how often each comes, whether half of them are mirrored, how strongly they are varied.
         seed: of the run.
         epoch: 1 for the first.
     """
     generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
     order = torch.cat([torch.randperm(count, generator=generator) + count * n for n in range(wanted.repeats)])
     flipped = torch.rand(len(order), generator=generator) < (0.5 if wanted.flip else 0.0)
-    ways = cuts = None
-    if wanted.vary:
-        ways = wanted.vary * (2 * torch.rand((len(order), len(WAYS)), generator=generator) - 1)
-    if wanted.cutmix:
-        angle, place, chance = torch.rand((3, len(order)), generator=generator)
-        place = OFF_CENTRE * (2 * place - 1)
-        cuts = torch.stack([2 * math.pi * angle, place.masked_fill(chance >= wanted.cutmix, -math.inf)], 1)
-    return Plan(order, flipped, ways, cuts)
+    if not wanted.vary:
+        return Plan(order, flipped, None)
+    return Plan(
+        order, flipped, wanted.vary * (2 * torch.rand((len(order), len(WAYS)), generator=generator) - 1)
+    )
 
 
 def find_grid(ways: Tensor, size: int) -> Tensor:
@@ -108,27 +88,3 @@ def vary_batch(
     stops = ways[:, :1] * STOPS + torch.stack([warmth, torch.zeros_like(warmth), -warmth], 1)  # (B, 3)
     gains = torch.exp2(stops / GAMMA)[:, :, None, None]
     return (source * gains).clamp(0, 1), (target * gains).clamp(0, 1), eye_mask.clamp(0, 1)
-
-
-def cut_and_mix(
-    source: Tensor, target: Tensor, eye_mask: Tensor, cuts: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the three with the part of each face beyond a line taken from the one before it in the batch.
-
-    Aligned faces fit together well enough, and a network that has seen the eyes of one with the mouth of
-    another learns less of single faces by heart.
-
-    Args:
-        source: (B, 3, H, H).
-        target: (B, 3, H, H).
-        eye_mask: (B, 1, H, H).
-        cuts: (B, 2): in which direction the kept part lies, in radians, and how far from the centre that way
-            the line is, in half widths; -inf for no cut.
-
-    Source: CutMix, Yun et al., arXiv 1905.04899, with a soft line for their rectangle.
-    """
-    places = torch.linspace(-1, 1, source.shape[-1], device=source.device)
-    angle, place = cuts[:, :, None, None].unbind(1)  # (B, 1, 1) each
-    inside = places * angle.cos() + places[:, None] * angle.sin() - place  # (B, H, H)
-    kept = (inside / SOFT).sigmoid()[:, None]
-    return tuple(torch.lerp(image.roll(1, 0), image, kept) for image in (source, target, eye_mask))
