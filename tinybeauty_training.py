@@ -289,9 +289,8 @@ class MakeupPairs(Dataset):
         """Keep the pixels on a CUDA device from now on, if they fit into half of its free memory."""
         size = len(self) * math.prod(self.cache.shape)
         if device.type == "cuda" and size < torch.cuda.mem_get_info(device)[0] / 2:
-            self.on_device = torch.cat(
-                [self.read(some).to(device) for some in torch.arange(len(self)).split(256)]
-            )
+            parts = torch.arange(len(self)).split(256)
+            self.on_device = torch.cat([self.read(part).to(device) for part in parts])
 
 
 def to_images(pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -352,8 +351,8 @@ def evaluate(
 
     columns: dict[str, list[Tensor]] = {}
     batches = torch.arange(len(pairs)).split(EVAL_BATCH)
-    for indices, batch in zip(batches, load_batches(pairs, batches, device), strict=True):
-        source, target, eye_mask = batch
+    loaded = load_batches(pairs, batches, device)
+    for indices, (source, target, eye_mask) in zip(batches, loaded, strict=True):
         output = source + model(source)
         losses = criterion(output, target, eye_mask)  # as in training: not clamped
         scores = {f"val/{name}": value.expand(len(indices)) for name, value in losses.items()}

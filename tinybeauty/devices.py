@@ -193,9 +193,7 @@ class Replay:
         shape = inputs[0].shape
         self.calls[shape] += 1
         if shape not in self.recordings:
-            # A recording keeps its memory, so others need as much once more.
-            room = torch.cuda.mem_get_info()[0] > torch.cuda.max_memory_allocated()
-            if self.calls[shape] <= self.EAGER or not room:
+            if self.calls[shape] <= self.EAGER or not self.has_room():
                 return self.backward(*inputs)
             self.recordings[shape] = self.record(inputs)
         recording = self.recordings[shape]
@@ -205,6 +203,10 @@ class Replay:
         for parameter, gradient in zip(self.parameters, recording.gradients, strict=True):
             parameter.grad = gradient
         return recording.results
+
+    def has_room(self) -> bool:
+        """Return whether memory is free as much as was ever used: a recording keeps its own."""
+        return torch.cuda.mem_get_info()[0] > torch.cuda.max_memory_allocated()
 
     def record(self, inputs: tuple[Tensor, ...]) -> Recording:
         """Record the pass for inputs of these shapes and memory layouts; it does not run."""

@@ -95,6 +95,19 @@ def describe_fault(error: OSError | MemoryError) -> str:
 
 
 @contextmanager
+def handle_signals(numbers: Iterable[int], handler: Callable[[int, object], None]) -> Iterator[None]:
+    """Have a handler called for signals, and then whatever was called before; in the main thread alone."""
+    if threading.current_thread() is not threading.main_thread():  # the only one that may set handlers
+        numbers = ()
+    before = {number: signal.signal(number, handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, previous in before.items():
+            signal.signal(number, previous)
+
+
+@contextmanager
 def raise_signals(message: str) -> Iterator[None]:
     """Let SIGTERM and a closed terminal raise Stopped, as Ctrl-C raises: nothing half-written is left."""
 
@@ -102,16 +115,10 @@ def raise_signals(message: str) -> Iterator[None]:
         raise Stopped(message, number)
 
     numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    # Under nohup one is ignored, and stays so; a thread may set no handlers.
-    main = threading.current_thread() is threading.main_thread()
-    numbers = [number for number in numbers if main and signal.getsignal(number) is signal.SIG_DFL]
-    for number in numbers:
-        signal.signal(number, stop)
-    try:
+    # Under nohup one is ignored, and stays so.
+    numbers = [number for number in numbers if signal.getsignal(number) is signal.SIG_DFL]
+    with handle_signals(numbers, stop):
         yield
-    finally:
-        for number in numbers:
-            signal.signal(number, signal.SIG_DFL)
 
 
 def run_command(command: Callable[[list[str]], None], argv: list[str] | None, interrupted: str) -> int:

@@ -8,10 +8,9 @@ import re
 import shlex
 import signal
 import sys
-import threading
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ import torch
 import yaml
 
 from tinybeauty.devices import Team
-from tinybeauty.errors import Stopped, UserError, list_some
+from tinybeauty.errors import Stopped, UserError, handle_signals, list_some
 from tinybeauty.files import lock_folder, make_folder, save_bytes
 from tinybeauty.progress import FINAL, NETWORKS
 from tinybeauty.settings import Settings
@@ -305,20 +304,18 @@ class StopRequest:
 
     def __init__(self) -> None:
         self._signal_number: int | None = None
-        self._previous: dict[int, Any] = {}
+        self._handlers = ExitStack()
         self._terminals = [number for number in (1, 2) if os.isatty(number)]
 
     def __enter__(self) -> StopRequest:
-        if threading.current_thread() is threading.main_thread():  # the only one that may set handlers
-            numbers = [signal.SIGINT, signal.SIGTERM]
-            if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
-                numbers.append(signal.SIGHUP)  # Windows has none
-            self._previous = {number: signal.signal(number, self._note) for number in numbers}
+        numbers = [signal.SIGINT, signal.SIGTERM]
+        if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+            numbers.append(signal.SIGHUP)  # Windows has none
+        self._handlers.enter_context(handle_signals(numbers, self._note))
         return self
 
     def __exit__(self, *details: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
+        self._handlers.close()
 
     def _note(self, number: int, frame: object) -> None:
         for terminal in self._terminals:
