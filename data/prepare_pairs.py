@@ -85,11 +85,11 @@ class Job:
 
 @dataclass
 class Result:
-    """What came of a photo: the names of its pairs, and what was left out, (file, reason)."""
+    """What came of a photo: its pairs' names, what was left out, (file, reason), how many were there."""
 
     names: list[str]
     left_out: list[tuple[str, str]]
-    was_there: bool = False
+    there: int = 0
 
 
 def save_png(path: Path, picture: Image.Image, mark: dict[str, Any]) -> None:
@@ -141,7 +141,7 @@ def find_finished(job: Job, fingerprint: str) -> Result | None:
     names = name_pairs(mark["names"], job.variants)
     if not all(is_there(job, name, mark) for name in names):
         return None
-    return Result(names, [tuple(row) for row in mark["left_out"]], was_there=True)
+    return Result(names, [tuple(row) for row in mark["left_out"]], len(names))
 
 
 def read_files(photo: Path) -> tuple[bytes, bytes | None]:
@@ -245,17 +245,18 @@ def make_pairs(job: Job) -> Result:
     names = [name for name, *_ in taken]
     left_out = [[file, reason] for reason in (*reasons, *more_reasons)]  # lists, as in a mark that was read
     mark = {"made_from": fingerprint, "names": names, "left_out": left_out}
-    look = to_linear_look(job.look)
+    look, there = to_linear_look(job.look), 0
     # The first pair's target comes last of all: where it is, the photo is finished.
     for name, face, picture, aligned in reversed(taken):
         for number, pair_name in reversed(list(enumerate(name_pairs([name], job.variants), start=1))):
             if is_there(job, pair_name, mark):
+                there += 1
                 continue
             pair = (picture, aligned)
             if number > 1:
                 pair = vary(photo, faces[face - 1], job.size, draw_variant(data, face, number))
             write_pair(job, pair_name, *pair, look, mark_pair(pair_name, mark))
-    return Result(name_pairs(names, job.variants), [(file, reason) for file, reason in left_out])
+    return Result(name_pairs(names, job.variants), [(file, reason) for file, reason in left_out], there)
 
 
 def write_pair(
@@ -523,7 +524,7 @@ def prepare_pairs(
         stray += f": {list_some(sorted(strays))}"
         print(f"note: {stray}; delete them or choose another --out", file=sys.stderr)
     seconds = time.monotonic() - started
-    there = sum(len(result.names) for result in results if result.was_there)
+    there = sum(result.there for result in results)
     text = f"{len(names):,} pairs of {size} px ({look}) in {out}, with preview.png and skipped.csv"
     varied = sum(VARIANT.fullmatch(name) is not None for name in names)
     text += f"; {varied:,} of them are variants" if varied else ""
@@ -581,7 +582,8 @@ def prepare(argv: list[str]) -> None:
             what = (flags.photos, flags.look, flags.looks, out, flags.size, flags.variants, flags.workers)
             print(prepare_pairs(*what, flags.face_models))
     except OSError as error:
-        raise UserError(f"cannot write {error.filename or out}: {error.strerror or error}") from None
+        remedy = "" if flags.masks_only else "; choose another folder with --out"
+        raise UserError(f"cannot write {error.filename or out}: {error.strerror or error}{remedy}") from None
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -29,7 +29,7 @@ from tinybeauty.cache import decode_pairs
 from tinybeauty.errors import UserError
 from tinybeauty.files import make_folder
 from tinybeauty.looks import LOOKS
-from tinybeauty.pairs import Pair, find_original, find_pairs, split_pairs
+from tinybeauty.pairs import Pair, find_originals, find_pairs, split_pairs
 
 CPU = torch.device("cpu")
 
@@ -38,9 +38,9 @@ def divide(data_dir: Path, test: int) -> tuple[list[list[Pair]], list[Pair]]:
     """Return the pairs of each person to train on, in the order to take them in, and those to measure on."""
     people: dict[str, list[Pair]] = {}
     pairs = find_pairs(data_dir)
-    known = {pair.stem for pair in pairs}
+    originals = find_originals([pair.stem for pair in pairs])
     for pair in pairs:  # sorted: a person's original, then the variants
-        people.setdefault(find_original(pair.stem, known), []).append(pair)
+        people.setdefault(originals[pair.stem], []).append(pair)
     seen, unseen = split_pairs([pairs[0] for pairs in people.values()], 0.1, "(.+)")
     for originals in (seen, unseen):
         originals.sort(key=lambda pair: hashlib.sha256(f"order {pair.stem}".encode()).hexdigest())

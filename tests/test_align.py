@@ -107,6 +107,7 @@ def test_landmarks_out_of_a_file():
         (b'{"landmarks": [[1, 2], [3]]}', "the landmarks beside it cannot be read: "),
         (b'{"landmarks": [[1, 2]]}', "the landmarks beside it must be 478 points [x, y], found shape (1, 2)"),
         (json.dumps({"landmarks": [[math.nan, 2]] * 478}).encode(), "the landmarks beside it must be 478"),
+        (json.dumps({"landmarks": [[1e308, 2]] * 478}).encode(), "the landmarks beside it must be 478"),
     ],
 )
 def test_landmarks_that_are_none(content, told):

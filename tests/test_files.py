@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -108,6 +109,14 @@ def test_a_folder_is_made_and_tried_out(tmp_path):
     for place in (tmp_path / "file", tmp_path / "file" / "b"):
         with pytest.raises(OSError, match="file"):
             make_folder(place)
+
+
+def test_a_folder_that_takes_no_files_is_named(tmp_path, monkeypatch):
+    """Not the file that was tried out."""
+    monkeypatch.setattr(tempfile, "TemporaryFile", lambda dir: (dir / "tmp1").open())
+    with pytest.raises(OSError, match="No such file") as caught:
+        make_folder(tmp_path / "a")
+    assert caught.value.filename == str(tmp_path / "a")
 
 
 def test_a_locked_folder_is_refused_or_waited_for(tmp_path, capsys):

@@ -244,10 +244,24 @@ def test_where_nobody_is_held_out_all_are_trained_on_and_originals_validated_wit
     assert [pair.stem for pair in val] == ["anna", "bea"]
 
 
-def test_a_variants_name_without_its_original_is_a_person():
-    stems = ["a", "b", "c~v2", "d~v2", "d~v2~v3", "e~2", "~v2"]
-    assert count_variants(stems) == 1
-    assert find_people(stems, EVERYONE) == {stem: stem for stem in stems} | {"d~v2~v3": "d~v2"}
+def test_the_first_variant_stands_in_for_an_original_that_is_gone():
+    stems = ["a", "b~v10", "b~v9", "c~v2", "d~v2", "d~v2~v3", "e~2", "~v2"]
+    people = {"a": "a", "b~v10": "b", "b~v9": "b", "c~v2": "c", "d~v2": "d", "d~v2~v3": "d"}
+    assert find_people(stems, EVERYONE) == people | {"e~2": "e~2", "~v2": "~v2"}
+    assert count_variants(stems) == 2
+    assert [pair.stem for pair in split_pairs(make_pairs(stems), 0, EVERYONE)[1]] == [
+        *("a", "b~v9", "c~v2", "d~v2", "e~2", "~v2")
+    ]
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.sets(st.sampled_from([f"{name}{end}" for name in BASE[:50] for end in ("", "~v2", "~v10")])))
+def test_whatever_is_deleted_nobody_changes_sides(gone):
+    before = split(BASE)
+    stems = {f"{name}{end}" for name in BASE for end in ("", "~v2", "~v10")} - gone
+    train, val = split_pairs(make_pairs(stems), 0.1, EVERYONE)
+    assert {pair.stem.split("~")[0] for pair in train} <= before[0]
+    assert {pair.stem.split("~")[0] for pair in val} == {stem.split("~")[0] for stem in stems} & before[1]
 
 
 def test_the_pattern_sees_originals():

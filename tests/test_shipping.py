@@ -215,6 +215,7 @@ DAMAGES = {
     "long": lambda packed, name: packed | {name: packed[name].repeat(2)},
     "none": lambda packed, name: packed | {name: None},
     "two dimensions": lambda packed, name: packed | {name: packed[name][None]},
+    "not finite": lambda packed, name: packed | {name: packed[name] / 0.0},
 }
 
 

@@ -228,8 +228,19 @@ def test_a_run_that_has_begun_takes_no_other_start(start, handful, tmp_path, one
     argv = ["--epochs", 1, "--repeats", 1]
     start(*begun, *argv)
     argv += ["--data_dir", handful, "--output_dir", tmp_path / "out", *SMALL]
-    message = one_error(*argv, "--start_from", "evening", "--resume")
-    assert f"start_from: {begun[-1] if begun else ''!r} then, 'evening' now" in message
+    for other in ("evening", *(() if begun else ("auto",))):
+        message = one_error(*argv, "--start_from", other, "--resume")
+        assert f"start_from: {begun[-1] if begun else ''!r} then, {other!r} now" in message
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_start_that_is_not_finite_is_named(handful, tmp_path, one_error, value):
+    network = TinyBeauty(4).state_dict()
+    network["enc1.branches.0.0.weight"][0] = network["out.weight"][:] = value
+    torch.save({"format": RUN_FORMAT, "version": 2, "config": {}, "average": network}, tmp_path / "a.ckpt")
+    argv = ["--data_dir", handful, "--output_dir", tmp_path / "out", *SMALL]
+    message = one_error(*argv, "--start_from", tmp_path / "a.ckpt")
+    assert f"{tmp_path / 'a.ckpt'} makes no pictures of your pairs" in message
 
 
 @pytest.mark.parametrize(

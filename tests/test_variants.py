@@ -42,7 +42,9 @@ def test_more_variants_leave_what_is_there_and_fewer_name_the_rest(photos, tmp_p
     make(photos, out, "--variants", 2)
     first = {path: path.stat().st_mtime_ns for path in out.rglob("*/*.png")}
     assert len(first) == 2 * 2 * 3
-    assert "6 pairs of 128 px" in make(photos, out, "--variants", 3)
+    told = make(photos, out, "--variants", 3)
+    assert "6 pairs of 128 px" in told
+    assert "4 of them are variants; 4 of them were there" in told
     assert {path: path.stat().st_mtime_ns for path in first} == first
     assert sorted(path.stem for path in (out / "target").iterdir()) == [
         *("aligned", "aligned~v2", "aligned~v3", "tilted", "tilted~v2", "tilted~v3")

@@ -93,8 +93,11 @@ def make_folder(folder: Path) -> None:
         OSError: they cannot.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=folder):
-        pass
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:  # it names a file that nobody knows
+        raise OSError(error.errno, error.strerror, str(folder)) from None
 
 
 @contextmanager

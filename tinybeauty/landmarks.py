@@ -33,6 +33,8 @@ NOSE_TIP, FOREHEAD, CHIN = 1, 10, 152
 DLIB_EYES = ((33, 160, 158, 133, 153, 144), (362, 385, 387, 263, 373, 380))
 MOUTH_CORNERS = (61, 291)
 
+FARTHEST = 1e6  # pixels from a picture's corner: no picture is as large
+
 
 def read_landmarks(data: bytes) -> Array:
     """Return the landmarks (478, 2) of a photo's json file.
@@ -44,6 +46,8 @@ def read_landmarks(data: bytes) -> Array:
         points = np.array(json.loads(data)["landmarks"], np.float64)
     except (ValueError, KeyError, TypeError) as error:
         raise LeftOut(f"the landmarks beside it cannot be read: {one_line(error)}") from None
-    if points.shape[:1] != (478,) or points.ndim != 2 or points.shape[1] < 2 or not np.isfinite(points).all():
+    if points.shape[:1] != (478,) or points.ndim != 2 or points.shape[1] < 2:
         raise LeftOut(f"the landmarks beside it must be 478 points [x, y], found shape {points.shape}")
+    if not (abs(points) < FARTHEST).all():  # nor NaN
+        raise LeftOut("the landmarks beside it must be 478 points [x, y] in pixels; some are not")
     return points[:, :2]

@@ -6,6 +6,7 @@ import hashlib
 import re
 import subprocess
 import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -135,28 +136,33 @@ def draw_demo_pairs(tool: Path, data_dir: Path) -> None:
         raise UserError("the demo pairs could not be drawn, see above")
 
 
-def find_original(stem: str, stems: set[str]) -> str:
-    """Return the stem that a variant (`anna~v2`) was made from; the stem itself where that is not there."""
-    while (match := VARIANT.fullmatch(stem)) and match.group(1) in stems:
+def strip_variant(stem: str) -> str:
+    """Return the stem that a variant (`anna~v2`) was made from, whether that is there or not."""
+    while match := VARIANT.fullmatch(stem):
         stem = match.group(1)
     return stem
 
 
-def count_variants(stems: list[str]) -> int:
+def find_originals(stems: Iterable[str]) -> dict[str, str]:
+    """Return {stem: the pair it is a variant of, or itself}; the first one stands in for a lost original."""
+    firsts: dict[str, str] = {}
+    for stem in sorted(stems, key=lambda stem: (len(stem), stem)):  # anna, anna~v2, anna~v10
+        firsts.setdefault(strip_variant(stem), stem)
+    return {stem: firsts[strip_variant(stem)] for stem in stems}
+
+
+def count_variants(stems: Sequence[str]) -> int:
     """Return how many of the pairs of these stems are variants of others among them."""
-    known = set(stems)
-    return sum(find_original(stem, known) != stem for stem in stems)
+    return len(stems) - len({strip_variant(stem) for stem in stems})
 
 
-def find_people(stems: list[str], person_pattern: str) -> dict[str, str]:
+def find_people(stems: Sequence[str], person_pattern: str) -> dict[str, str]:
     """Return {file stem: the person it belongs to}; a variant is of its original's person.
 
     Raises:
         UserError: the pattern does not match some of the stems.
     """
-    known = set(stems)
-    originals = {stem: find_original(stem, known) for stem in stems}
-    matches = {stem: re.match(person_pattern, original) for stem, original in originals.items()}
+    matches = {stem: re.match(person_pattern, strip_variant(stem)) for stem in stems}
     if others := [stem for stem, match in matches.items() if not match or match.group(1) is None]:
         of_all = f"{len(others):,} of the {len(stems):,} file stems"
         raise UserError(f"person_pattern {person_pattern!r} does not match {of_all}: {list_some(others)}")
@@ -176,9 +182,9 @@ def split_pairs(pairs: list[Pair], val_fraction: float, person_pattern: str) -> 
         UserError: there are fewer than two people, or the pattern does not match a stem.
     """
     people = find_people([pair.stem for pair in pairs], person_pattern)
-    stems = set(people)
+    originals = find_originals(people)
     if not val_fraction:
-        return pairs, [pair for pair in pairs if find_original(pair.stem, stems) == pair.stem]
+        return pairs, [pair for pair in pairs if originals[pair.stem] == pair.stem]
     ranks = {
         person: int(hashlib.sha256(person.encode()).hexdigest()[:15], 16) / 16**15
         for person in people.values()
@@ -193,4 +199,4 @@ def split_pairs(pairs: list[Pair], val_fraction: float, person_pattern: str) -> 
     held_out -= {by_rank[-1]}
     train = [pair for pair in pairs if people[pair.stem] not in held_out]
     val = [pair for pair in pairs if people[pair.stem] in held_out]
-    return train, [pair for pair in val if find_original(pair.stem, stems) == pair.stem]
+    return train, [pair for pair in val if originals[pair.stem] == pair.stem]

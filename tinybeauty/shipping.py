@@ -159,4 +159,7 @@ def load_network(path: str | Path, build: Callable[[Mapping[str, Any]], Shippabl
     """
     packed = load_content(path, MODEL_FORMAT)
     with name_damaged(path):
-        return unpack(packed, build(packed["architecture"]))
+        network = unpack(packed, build(packed["architecture"]))
+        if not all(weight.isfinite().all() for weight in network.parameters()):
+            raise ValueError("some of its weights are no finite numbers")
+        return network

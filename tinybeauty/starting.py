@@ -90,7 +90,8 @@ def recall_settings(config: Settings) -> dict[str, Any]:
     with name_damaged(path):
         before = type(config)().model_dump() | load_content(path, RUN_FORMAT)["config"]
     chosen = choose_settings(1, 1) if before["start_from"] else {}
-    chosen |= {"start_from": ""} if config.start_from in ("", AUTO) else {}
+    if config.start_from == "" or (config.start_from == AUTO and before["start_from"]):  # it is found already
+        chosen |= {"start_from": ""}
     return {key: before[key] for key in chosen}
 
 
@@ -236,10 +237,12 @@ def begin(
     for path in paths:
         model = load_state(path, build) if is_state(path) else load(path)
         gains = refit_(model, seen)
-        words = f"{path.stem} {gains.mean():+.2f} dB ({find_worst(gains):+.2f})"
+        if not gains.isfinite().all():
+            raise UserError(f"{path} makes no pictures of your pairs: not all its weights are finite numbers")
+        words = f"{path.stem} {gains.mean():+.2f} dB ({judge(gains):+.2f})"
         tried.append((judge(gains), words, path, model))
     told = ", ".join(words for _, words, *_ in tried)
     *_, path, model = max(tried, key=lambda one: one[0])
-    print(f"start     from {path}; the last layer fitted, gain on your pairs (on the worst of them): {told}")
+    print(f"start     from {path}; fitted to your pairs; its gain on them (on whom it serves badly): {told}")
     model.requires_grad_(True)
     return model, config.model_copy(update={"start_from": path.stem}) if is_auto else config
