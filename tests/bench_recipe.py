@@ -38,6 +38,8 @@ RECIPES: dict[str, dict[str, float | bool]] = {
     "2e-3, warm-up, eyeliner_weight 0": FAST | {"eyeliner_weight": 0.0},
     "2e-3, warm-up, eyeliner_weight 1": FAST | {"eyeliner_weight": 1.0},
     "2e-3, warm-up, psnr_weight 1e-3": FAST | {"psnr_weight": 1e-3},
+    "2e-3, warm-up, psnr_weight 5e-3": FAST | {"psnr_weight": 5e-3},
+    "2e-3, warm-up, psnr_weight 2e-2": FAST | {"psnr_weight": 2e-2},
 }
 
 
