@@ -29,7 +29,7 @@ from tinybeauty.cache import decode_pairs
 from tinybeauty.errors import UserError
 from tinybeauty.files import make_folder
 from tinybeauty.looks import LOOKS
-from tinybeauty.pairs import Pair, find_originals, find_pairs, split_pairs
+from tinybeauty.pairs import Pair, find_pairs, split_pairs, strip_variant
 
 CPU = torch.device("cpu")
 
@@ -38,13 +38,12 @@ def divide(data_dir: Path, test: int) -> tuple[list[list[Pair]], list[Pair]]:
     """Return the pairs of each person to train on, in the order to take them in, and those to measure on."""
     people: dict[str, list[Pair]] = {}
     pairs = find_pairs(data_dir)
-    originals = find_originals([pair.stem for pair in pairs])
     for pair in pairs:  # sorted: a person's original, then the variants
-        people.setdefault(originals[pair.stem], []).append(pair)
+        people.setdefault(strip_variant(pair.stem), []).append(pair)
     seen, unseen = split_pairs([pairs[0] for pairs in people.values()], 0.1, "(.+)")
     for originals in (seen, unseen):
         originals.sort(key=lambda pair: hashlib.sha256(f"order {pair.stem}".encode()).hexdigest())
-    return [people[pair.stem] for pair in unseen[test:] + seen], unseen[:test]
+    return [people[strip_variant(pair.stem)] for pair in unseen[test:] + seen], unseen[:test]
 
 
 def link_pairs(people: list[list[Pair]], folder: Path) -> None:
@@ -57,7 +56,8 @@ def link_pairs(people: list[list[Pair]], folder: Path) -> None:
             for kind in ("source", "target", "eye_mask"):
                 if path := getattr(pair, kind):
                     make_folder(folder / kind)
-                    name = f"{number:04d}{pair.stem.removeprefix(pairs[0].stem)}{path.suffix}"
+                    variant = pair.stem.removeprefix(strip_variant(pair.stem))
+                    name = f"{number:04d}{variant}{path.suffix}"
                     (folder / kind / name).symlink_to(path.resolve())
 
 

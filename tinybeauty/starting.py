@@ -89,10 +89,12 @@ def recall_settings(config: Settings) -> dict[str, Any]:
         return {}
     with name_damaged(path):
         before = type(config)().model_dump() | load_content(path, RUN_FORMAT)["config"]
-    chosen = choose_settings(1, 1) if before["start_from"] else {}
-    if config.start_from == "" or (config.start_from == AUTO and before["start_from"]):  # it is found already
-        chosen |= {"start_from": ""}
-    return {key: before[key] for key in chosen}
+    if not before["start_from"]:
+        return {}
+    keys = [*choose_settings(1, 1)]
+    if config.start_from in ("", AUTO):
+        keys.append("start_from")
+    return {key: before[key] for key in keys}
 
 
 def count_people(config: Config) -> tuple[int, int]:
@@ -239,8 +241,9 @@ def begin(
         gains = refit_(model, seen)
         if not gains.isfinite().all():
             raise UserError(f"{path} makes no pictures of your pairs: not all its weights are finite numbers")
-        words = f"{path.stem} {gains.mean():+.2f} dB ({judge(gains):+.2f})"
-        tried.append((judge(gains), words, path, model))
+        judged = judge(gains)
+        words = f"{path.stem} {gains.mean():+.2f} dB ({judged:+.2f})"
+        tried.append((judged, words, path, model))
     told = ", ".join(words for _, words, *_ in tried)
     *_, path, model = max(tried, key=lambda one: one[0])
     print(f"start     from {path}; fitted to your pairs; its gain on them (on whom it serves badly): {told}")
