@@ -28,7 +28,15 @@ from tinybeauty.files import save_bytes
 from tinybeauty.page.small_models import ROUNDINGS, shrink_model
 
 HERE = Path(__file__).resolve().parent
-WORKER = ("graphs.js", "pictures.js", "faces.js", "look.js", "worker.js")  # one script, in this order
+WORKER = (
+    "graphs.js",
+    "tflite.js",
+    "pictures.js",
+    "faces.js",
+    "makeup.js",
+    "look.js",
+    "worker.js",
+)  # in this order
 MODELS = {
     "shortRange": "face_detection_short_range.tflite",
     "fullRange": "face_detection_full_range_sparse.tflite",
@@ -69,7 +77,7 @@ def hash_source(text: str) -> str:
 
 
 def sort_bytes(data: bytes) -> bytes:
-    """Return the bytes at even places, then those at odd places; `joinBytes` in graphs.js is the way back."""
+    """Return the bytes at even places, then those at odd places; `joinBytes` in tflite.js is the way back."""
     return data[::2] + data[1::2]
 
 
@@ -204,6 +212,8 @@ def write_page(
         if check and read_parts(page) != parts:
             raise ValueError("it holds something else")
     except ValueError as error:
-        raise UserError(f"page: what was made is not what it should be, {error}; no file is left") from None
+        raise UserError(
+            f"page: what was made is not what it should be, {error}; nothing was written"
+        ) from None
     save_bytes(Path(path), page)
     return len(page)

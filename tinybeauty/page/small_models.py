@@ -2,7 +2,7 @@
 
 The float16 weights of a convolution become whole numbers and a scale of each channel. Where a number fits
 into 8 bits, the file holds these bytes, the scales behind them, and zeros to the old end, which deflate to
-nothing; `readConstant` in graphs.js knows such a tensor by its type, INT8, and multiplies. Finer numbers are
+nothing; `readConstant` in tflite.js knows such a tensor by its type, INT8, and multiplies. Finer numbers are
 written as the float16 that they stand for: fewer of its bits vary. All else stays where it is.
 
 Where a face's square comes to lie hangs on the last layer of the mesh, which has a third of all weights, on
