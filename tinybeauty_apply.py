@@ -150,7 +150,7 @@ def open_look(look: Path) -> TinyBeauty:
     return load_model(look)
 
 
-def do_order(order: Order) -> Outcome:
+def fill_order(order: Order) -> Outcome:
     """Make up a photo or a video and write it, whole or not at all; what was done is not done again."""
     warnings.filterwarnings("ignore", module="PIL")  # of odd EXIF: it is kept as it is
     try:
@@ -158,15 +158,15 @@ def do_order(order: Order) -> Outcome:
         fingerprint = outputs.find_fingerprint(VERSION, digest, order.look_digest, asdict(order.request))
         if outputs.is_done(order.target, order.done, fingerprint):
             return Outcome(order.source, is_old=True)
-        do = do_video if videos.is_video(order.source) else do_photo
-        return Outcome(order.source, notes=do(order, fingerprint))
+        make_up_file = make_up_clip if videos.is_video(order.source) else make_up_photo
+        return Outcome(order.source, notes=make_up_file(order, fingerprint))
     except (LeftOut, UserError) as reason:
         return Outcome(order.source, str(reason))
     except MemoryError:
         return Outcome(order.source, "there is too little memory for it")
 
 
-def do_photo(order: Order, fingerprint: str) -> list[str]:
+def make_up_photo(order: Order, fingerprint: str) -> list[str]:
     """Make up a photo and write it; return why some faces get no makeup; raises LeftOut and UserError."""
     photo = photos.open_photo(order.source)
     compare = order.request.compare
@@ -182,7 +182,7 @@ def do_photo(order: Order, fingerprint: str) -> list[str]:
     return left_out
 
 
-def do_video(order: Order, fingerprint: str) -> list[str]:
+def make_up_clip(order: Order, fingerprint: str) -> list[str]:
     """Make up a video and write it; return why some faces get no makeup; raises LeftOut and UserError."""
     hidden = order.target.with_name(f".{order.target.stem}.partial{order.target.suffix}")
     model, models = open_look(order.look), load_face_models(order.face_models)
@@ -191,16 +191,16 @@ def do_video(order: Order, fingerprint: str) -> list[str]:
     return left_out
 
 
-def do_orders(orders: list[Order], workers: int) -> list[Outcome]:
+def fill_orders(orders: list[Order], workers: int) -> list[Outcome]:
     """Do photos in `workers` processes, few of them in this one; then videos one by one on all cores."""
     clips = [order for order in orders if videos.is_video(order.source)]
     pictures = [order for order in orders if not videos.is_video(order.source)]
     if len(pictures) < FEW or workers == 1:
         bar = tqdm(pictures, desc="photos", unit="photo", disable=None if pictures else True)
-        outcomes = [do_order(order) for order in bar]
+        outcomes = [fill_order(order) for order in bar]
     else:
-        outcomes = run_jobs(do_order, pictures, workers, "photos")
-    return outcomes + [do_order(order) for order in clips]
+        outcomes = run_jobs(fill_order, pictures, workers, "photos")
+    return outcomes + [fill_order(order) for order in clips]
 
 
 def summarise(outcomes: list[Outcome], out: Path) -> str:
@@ -269,7 +269,7 @@ def apply_look(argv: list[str]) -> None:
             Order(source, target, look, digest, face_models, request, done.get(target.name, {}))
             for source, target in zip(sources, targets, strict=True)
         ]
-        outcomes = do_orders(orders, flags.workers)
+        outcomes = fill_orders(orders, flags.workers)
     print(summarise(outcomes, flags.out))
     if problems := [f"  {outcome.source}: {outcome.problem}" for outcome in outcomes if outcome.problem]:
         raise UserError("\n".join((f"{len(problems):,} could not be done:", *problems)))

@@ -73,7 +73,7 @@ def check_file(name: str, network: Network, path: Path, flags: argparse.Namespac
     try:
         words = check(network, run, flags.faces[:CHECKED], limit, not flags.float)
     except UserError as error:
-        raise UserError(f"{name}: {error}; no file is left") from None
+        raise UserError(f"{name}: {error}; nothing was written") from None
     if name != "coreml" or sys.platform == "darwin":  # where it is not emulated
         words += tell_time(network, run, flags.faces[0], path.parent)
     return words + (writer.describe_delegates(path) if name == "litert" else "")
@@ -146,9 +146,10 @@ def parse_flags(argv: list[str]) -> argparse.Namespace:
     add("--small", action="store_true", help="a page with less exact face models, 1.2 MB less")
     add("--check", action=argparse.BooleanOptionalAction, default=True, help="run what was written")
     flags = parser.parse_args(argv)
-    for flag, wanted in (("float", FORMATS), ("full_int8", ["litert"]), ("small", ["page"])):
-        if getattr(flags, flag) and not set(wanted) & set(flags.to):
-            raise UserError(f"--{flag.replace('_', '-')} is for --to {' or '.join(wanted)}")
+    for flag, wanted in (("float", FORMATS), ("full-int8", ["litert"]), ("faces", FORMATS),
+                         ("small", ["page"]), ("face_models", ["page"])):  # fmt: skip
+        if getattr(flags, flag.replace("-", "_")) and not set(wanted) & set(flags.to):
+            raise UserError(f"--{flag} is for --to {' or '.join(wanted)}")
     if flags.full_int8 and flags.float:
         raise UserError("--full-int8 computes on bytes and --float on numbers: give one of them")
     if is_page(flags.out) and set(flags.to) != {"page"}:

@@ -34,7 +34,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `python data/
 from makeup import lay_colour, smooth
 
 from tinybeauty.errors import Parser, UserError, run_command
-from tinybeauty.files import path_flag
+from tinybeauty.files import lock_folder, path_flag
 from tinybeauty.workers import count_cores, run_jobs
 
 Array = np.ndarray
@@ -879,7 +879,7 @@ def make_demo(out: Path, count: int, size: int, seed: int) -> None:
         seed: Any integer from 0 on; another seed draws other faces.
 
     Raises:
-        UserError: `out` is a file or a folder that is not empty.
+        UserError: `out` is a file or a folder that is not empty, or another run draws it.
         OSError: The folder cannot be written.
     """
     out = Path(out).absolute()
@@ -887,24 +887,24 @@ def make_demo(out: Path, count: int, size: int, seed: int) -> None:
         raise UserError(
             f"{out} is there already and not an empty folder; delete it, or choose another folder with --out"
         )
-    # All files go to a folder beside it first, so that a kill leaves no half-made set.
-    unfinished = out.with_name(out.name + ".partial")
-    if unfinished.exists():
-        shutil.rmtree(unfinished)
-    draw = partial(save_pair, size=size, seed=seed, folder=unfinished)
-    try:
-        for kind in KINDS:
-            (unfinished / kind).mkdir(parents=True)
-        run_jobs(
-            draw, list(range(count)), min(count_cores(), 32), "drawing demo faces", "pair",
-            remedy="start the same command again",
-        )  # fmt: skip
-        if out.exists():
-            out.rmdir()
-        unfinished.replace(out)
-    except BaseException:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        raise
+    # All files go to a hidden folder beside it first, so that a kill leaves no half-made set.
+    hidden = out.with_name(f".{out.name}.partial")
+    pairs = hidden / "pairs"
+    hidden.mkdir(parents=True, exist_ok=True)
+    with lock_folder(hidden):
+        try:
+            shutil.rmtree(pairs, ignore_errors=True)  # what a kill has left
+            for kind in KINDS:
+                (pairs / kind).mkdir(parents=True)
+            run_jobs(
+                partial(save_pair, size=size, seed=seed, folder=pairs), list(range(count)),
+                min(count_cores(), 32), "drawing demo faces", "pair", remedy="start the same command again",
+            )  # fmt: skip
+            if out.exists():
+                out.rmdir()
+            pairs.replace(out)
+        finally:
+            shutil.rmtree(hidden, ignore_errors=True)
 
 
 def parse_flags(argv: list[str]) -> argparse.Namespace:

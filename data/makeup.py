@@ -312,6 +312,8 @@ class Eye:
     Attributes:
         part: The window around eye, lid, wing and brow.
         upper, lower: (N, 2) edge of the lids in pixels, outer corner first.
+        along, up: (2,) unit vectors of the frame, in the picture's pixels.
+        width: from corner to corner, in pixels.
         x, y: (h, w) frame coordinates of the window's pixels, in distances between the corners.
         opening: (h, w) 1 where the eyeball is in sight.
     """

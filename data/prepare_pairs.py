@@ -67,6 +67,10 @@ class Job:
     """One photo and what to do with it; goes to a worker process.
 
     Attributes:
+        photo: Where it is; its landmarks may lie beside it.
+        out: Folder of the pairs.
+        look: The look's parts as in looks.yaml, its colours as `#rrggbb`.
+        size: Side of the pairs in pixels.
         face_models: Folder of the models that find faces; None for the user's cache.
         settings: What the pairs depend on besides the photo and its landmarks, as text.
         taken: Names that further faces must not get: other photos have them.
@@ -163,13 +167,15 @@ def read_photo(data: bytes) -> Image.Image:
     """Return a photo as the training reads it: upright, RGB, at its own size.
 
     Raises:
-        LeftOut: the file is broken, no image, or too large.
+        LeftOut: the file is broken, no image, or too large, also for the memory.
     """
     warnings.filterwarnings("ignore", module="PIL")  # of odd EXIF: they do not name the file
     try:
         return open_image(io.BytesIO(data))
     except ValueError as error:
         raise LeftOut(f"cannot be read: {error}") from None
+    except MemoryError:
+        raise LeftOut("there is too little memory for it") from None
 
 
 def look_for_faces(
@@ -287,7 +293,7 @@ def add_mask(job: Job) -> Result:
         for points in faces:
             check_colours(photo, points)
             eyes = points[[*UPPER_LID[0], *UPPER_LID[1]]]
-            if (eyes < 0).any() or (eyes > photo.size).any() or np.ptp(eyes) < 8:
+            if (eyes < 0).any() or (eyes > photo.size).any() or np.ptp(eyes, axis=0).max() < 8:
                 raise LeftOut("cut off or too small: eyes outside the picture or under 8 px apart")
     except LeftOut as reason:
         return Result([], [(name, str(reason))])
@@ -324,7 +330,7 @@ def name_unread(folder: Path) -> list[Result]:
     return [Result([], [(path.name, reason.format(path.suffix))]) for path in find_unread(folder)]
 
 
-def get_models(photos: list[Path], face_models: Path | None) -> Path | None:
+def find_models(photos: list[Path], face_models: Path | None) -> Path | None:
     """Return the folder of the models that find faces, fetched if need be; None if no photo needs them.
 
     Raises:
@@ -476,6 +482,12 @@ def parse_flags(argv: list[str]) -> argparse.Namespace:
         raise UserError(f"--workers must be from 1 to 256, got {flags.workers}")
     if (flags.photos is None) == (flags.masks_only is None):
         raise UserError("give either a folder of photos or --masks-only DATA_DIR; see --help")
+    pairs_alone = [f"--{key}" for key in ("look", "looks", "out", "size", "variants")
+                   if getattr(flags, key) != parser.get_default(key)]  # fmt: skip
+    if flags.masks_only and pairs_alone:
+        raise UserError(
+            f"--masks-only adds masks to the pairs in its folder: leave out {', '.join(pairs_alone)}"
+        )
     return flags
 
 
@@ -501,7 +513,7 @@ def prepare_pairs(
     if photos.resolve() in {folder.resolve() for folder in (out, *(out / kind for kind in KINDS))}:
         raise UserError(f"{out} holds the photos; choose another folder for the pairs with --out")
     check_strangers(out)
-    models = get_models(paths, face_models)
+    models = find_models(paths, face_models)
     settings = json.dumps([VERSION, READER, size, groups], sort_keys=True)
     taken = find_taken(path.stem for path in paths)
     jobs = [
@@ -552,7 +564,7 @@ def add_masks(data_dir: Path, workers: int, face_models: Path | None) -> str:
         return f"all {len(paths):,} pairs in {data_dir} have their eye masks already"
     if is_strange(report := data_dir / "skipped.csv"):
         raise UserError(f"{report} is there, and this tool did not make it: move it away")
-    models = get_models(lacking, face_models)
+    models = find_models(lacking, face_models)
     jobs = [Job(path, data_dir, {}, 0, models) for path in lacking]
     with open_folders(data_dir, ("eye_mask",)):
         results = run_jobs(add_mask, jobs, workers, "drawing eye masks") + name_unread(data_dir / "source")

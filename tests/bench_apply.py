@@ -37,7 +37,7 @@ from tinybeauty.faces import find_faces
 from tinybeauty.images import list_images, open_image
 from tinybeauty.landmarks import BARE_SKIN
 from tinybeauty.videos import Follower, make_up_video, paint_frame, view_planes
-from tinybeauty_apply import Order, do_order, find_look, open_look
+from tinybeauty_apply import Order, fill_order, find_look, open_look
 
 Array = np.ndarray
 ROOT = Path(__file__).resolve().parents[1]
@@ -122,7 +122,7 @@ def measure_photo(photo: Image.Image, flags: argparse.Namespace, folder: Path) -
         request = Request(strength=1 - number / 100)
         order = Order(path, folder / f"{number}.jpg", look, "", flags.face_models, request, {})
         wall, cpu = time.perf_counter(), time.process_time()
-        outcome = do_order(order)
+        outcome = fill_order(order)
         walls.append(time.perf_counter() - wall)
         busy.append(time.process_time() - cpu)
         assert not outcome.problem, outcome.problem

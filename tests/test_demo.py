@@ -16,6 +16,8 @@ from make_demo import parse_flags
 from PIL import Image
 from scipy import ndimage
 
+from tinybeauty.files import lock_folder
+
 TOOL = ROOT / "data" / "make_demo.py"
 KINDS = ("source", "target", "eye_mask")
 
@@ -157,18 +159,29 @@ def test_the_defaults_are_what_the_readme_says():
     assert parse_flags([]) == told
 
 
+def test_what_lies_beside_stays_and_nobody_else_draws_there(tmp_path):
+    (tmp_path / "out.partial").mkdir()
+    (tmp_path / ".out.partial").mkdir()
+    with lock_folder(tmp_path / ".out.partial"):  # as another run of the tool does
+        run = run_tool("--count", 1, "--size", 64, "--out", tmp_path / "out")
+    assert run.returncode == 1
+    assert "another run is writing into" in run.stderr
+    draw_demo(tmp_path / "out", 1, 64)
+    assert {path.name for path in tmp_path.iterdir()} == {"out", "out.partial"}
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="kills a process group")
 def test_a_kill_leaves_no_half_made_set(tmp_path):
     """Killed after its first face, it leaves no `out`; the next call is not held up by the rest."""
     out = tmp_path / "out"
     command = [sys.executable, str(TOOL), "--count", "2000", "--size", "512", "--out", str(out)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True) as process:
-        while not list(tmp_path.glob("out.partial/eye_mask/*.png")):
+        while not list(tmp_path.glob(".out.partial/pairs/eye_mask/*.png")):
             assert process.poll() is None
         os.killpg(process.pid, signal.SIGKILL)
     assert not out.exists()
     left = {path.name for path in tmp_path.iterdir()}
-    assert left == {"out.partial"}
+    assert left == {".out.partial"}
     draw_demo(out, 2, 64)
     assert len(read_files(out)) == 6
     assert {path.name for path in tmp_path.iterdir()} == {"out"}

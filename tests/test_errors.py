@@ -23,6 +23,7 @@ from tinybeauty.errors import Parser, Stopped, UserError, find_similar, list_som
 )
 def test_a_command_ends_in_one_line_and_an_exit_code(monkeypatch, capsys, error, rank, code, told):
     monkeypatch.setenv("RANK", rank)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
     words = []
 
     def command(argv: list[str]) -> None:
@@ -33,6 +34,18 @@ def test_a_command_ends_in_one_line_and_an_exit_code(monkeypatch, capsys, error,
     assert run_command(command, ["--red"], interrupted="at once") == code
     assert words == ["--red"]
     assert capsys.readouterr() == ("", told)
+
+
+@pytest.mark.parametrize("rank", ["", "1", "node-3"])
+def test_a_rank_that_torchrun_has_not_set_counts_for_nothing(monkeypatch, capsys, rank):
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+
+    def command(argv: list[str]) -> None:
+        raise Stopped("saved", signal.SIGTERM)
+
+    assert run_command(command, [], interrupted="at once") == 143
+    assert capsys.readouterr() == ("", "saved\n")
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), Stopped("at once", signal.SIGTERM)])

@@ -27,7 +27,7 @@ from tinybeauty.phones import networks
 from tinybeauty.phones.checks import compare, draw_faces, find_truth
 from tinybeauty.phones.networks import Network, Step, Weights, read_network, run_steps
 from tinybeauty_export import FORMATS, main
-from tinybeauty_training import load_model
+from tinybeauty_training import TinyBeauty, load_model
 
 LOOKS = ROOT / "tinybeauty_model" / "pretrained"
 FILES = {name: f"evening{suffix}" for name, (_, suffix) in FORMATS.items()}
@@ -127,6 +127,15 @@ def test_integers_alone_cost_little_and_the_loss_is_told(faces, tmp_path, capsys
     assert difference.mean <= 0.31
     assert difference.psnr_db >= 51
     assert path.stat().st_size <= (LOOKS / "evening.pt").stat().st_size + 25_600
+
+
+def test_integers_of_a_network_that_changes_nothing(tmp_path, capsys):
+    """What it adds is 0 everywhere: a range without width."""
+    bare = shipping.pack(TinyBeauty().eval()) | {"epoch": 0, "metrics": {}}
+    (tmp_path / "bare.pt").write_bytes(shipping.to_bytes(bare))
+    words = [str(tmp_path / "bare.pt"), "--to", "litert", "--full-int8", "--out", str(tmp_path / "phone")]
+    assert main(words) == 0, capsys.readouterr().err
+    assert "differs by 0 of 255 levels" in capsys.readouterr().out
 
 
 def test_calibration_takes_the_users_faces(tmp_path, demo, capsys):
@@ -302,11 +311,26 @@ def test_a_broken_weight_is_refused_and_leaves_no_file(name, flags, tmp_path, ca
         (["evening", "--to", "onnx", "--full-int8"], "--full-int8 is for --to litert"),
         (["evening", "--to", "page", "--float"], "--float is for --to onnx or litert or coreml"),
         (["evening", "--to", "litert", "--float", "--full-int8"], "give one of them"),
+        (["evening", "--to", "page", "--faces", "mine"], "--faces is for --to onnx or litert or coreml"),
+        (["evening", "--to", "onnx", "--face_models", "mine"], "--face_models is for --to page"),
         (["evening", "--to", "onnx", "--faces", "nowhere"], "nowhere"),
         (["evening", "a/Evening.pt", "--to", "onnx"], "would be written to one file"),
         (["~nobody-here/a.pt", "--to", "onnx"], "~nobody-here is no user's home"),
     ],
-    ids=["look", "format", "file", "foreign", "integers", "page", "both", "faces", "twice", "home"],
+    ids=[
+        "look",
+        "format",
+        "file",
+        "foreign",
+        "integers",
+        "page",
+        "both",
+        "page's faces",
+        "no page",
+        "faces",
+        "twice",
+        "home",
+    ],
 )
 def test_what_is_wrong_is_one_line(words, message, tmp_path, capsys):
     assert main([*words, "--out", str(tmp_path / "out")]) == 1

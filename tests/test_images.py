@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import struct
+import subprocess
+import sys
 import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import ROOT
 from PIL import Image
 
 from tinybeauty.errors import UserError
@@ -164,3 +167,30 @@ def test_what_is_no_image_is_named(tmp_path, content):
     (tmp_path / "face.png").write_bytes(content)
     with pytest.raises(UserError, match=r"face\.png"):
         read_image(tmp_path / "face.png", "RGB", 32)
+
+
+SHORT_OF_MEMORY = """\
+import resource, sys
+from pathlib import Path
+from tinybeauty.errors import LeftOut
+from tinybeauty.images import read_image
+from tinybeauty.photos import open_photo
+
+pages = int(Path("/proc/self/statm").read_text().split()[0])
+limit = pages * resource.getpagesize() + 50_000_000
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+path = Path(sys.argv[1])
+for read in (lambda: read_image(path, "RGB", 64), lambda: open_photo(path)):
+    try:
+        read()
+    except MemoryError:
+        print("too little")
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits memory as Linux does")
+def test_too_little_memory_is_no_fault_of_the_file(tmp_path):
+    Image.new("RGB", (6000, 6000), "pink").save(tmp_path / "big.png")
+    command = [sys.executable, "-c", SHORT_OF_MEMORY, str(tmp_path / "big.png")]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert (run.stdout, run.stderr) == ("too little\ntoo little\n", "")

@@ -219,7 +219,7 @@ def test_looks_of_one_name_are_refused(face_models, tmp_path):
 def test_a_page_that_is_not_what_it_should_be_gets_no_name(face_models, tmp_path, monkeypatch):
     monkeypatch.setattr("tinybeauty.page.bundle.ESCAPE", 0xE001)  # the page's script knows 0xE000
     monkeypatch.setattr("tinybeauty.page.bundle.read_parts", lambda page: [])
-    with pytest.raises(UserError, match="no file is left"):
+    with pytest.raises(UserError, match="nothing was written"):
         write_page(LOOKS, tmp_path / "page.html", face_models)
     assert list(tmp_path.iterdir()) == []
 

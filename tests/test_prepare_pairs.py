@@ -296,11 +296,13 @@ def test_masks_are_added_where_there_are_none(tmp_path):
         save_photo(data / "target", f"{name}.png", photo)
     (data / "source" / "c.png").write_bytes(b"broken")
     (data / "source" / "c.json").write_text("{}")
+    save_photo(data / "source", "d.png", photo, place(MEAN, 14, (140, 130)))
     save_photo(data / "eye_mask", "a.png", Image.new("L", (9, 9), 7))
     before = read_files(data)
     run = run_tool("--masks-only", data)
     assert run.returncode == 0, run.stderr
-    assert run.stdout.startswith(f"1 eye masks added to {data / 'eye_mask'}; left out: 1 cannot be read")
+    assert run.stdout.startswith(f"1 eye masks added to {data / 'eye_mask'}; left out: ")
+    assert read_skipped(data)["d.png"].startswith("cut off or too small")
     after = read_files(data)
     assert {name: after[name] for name in before} == before
     assert set(after) - set(before) - {".lock"} == {"eye_mask/b.png", "skipped.csv"}
@@ -309,7 +311,8 @@ def test_masks_are_added_where_there_are_none(tmp_path):
         left, right = (place(MEAN, 200, (140, 130))[list(lid)].mean(0) for lid in UPPER_LID)
         assert mask.getpixel(tuple(left.astype(int).tolist())) == 255
         assert mask.getpixel(tuple(right.astype(int).tolist())) == 255
-    (data / "source" / "c.png").unlink()
+    for name in ("c.png", "d.png"):
+        (data / "source" / name).unlink()
     save_photo(data / "source", "e\u0301.png", photo)  # as a Mac writes it
     save_photo(data / "eye_mask", "\u00e9.png", Image.new("L", (9, 9), 7))
     run = run_tool("--masks-only", data)
@@ -473,6 +476,11 @@ def test_a_look_that_does_not_exist(photos, tmp_path):
 )
 def test_wrong_flags(photos, flags, told):
     assert one_error(photos, *flags) == told
+
+
+def test_masks_alone_take_no_settings_of_pairs(tmp_path):
+    told = one_error("--masks-only", tmp_path, "--out", tmp_path / "out", "--variants", 3)
+    assert told == "--masks-only adds masks to the pairs in its folder: leave out --out, --variants"
 
 
 # ======================================================================================================

@@ -22,6 +22,11 @@ def test_metrics_csv_reads_back_to_the_last_digit(tmp_path):
     assert read_rows(tmp_path) == history
 
 
+def test_a_column_that_a_run_is_older_than_has_its_place(tmp_path):
+    (tmp_path / "metrics.csv").write_bytes(to_csv([{"epoch": 1}, {"epoch": 2, "lr": 0.5}]))
+    assert (tmp_path / "metrics.csv").read_text() == "epoch,lr\n1,\n2,0.5\n"
+
+
 def test_the_line_of_an_epoch():
     line = describe_epoch(ROW | {"val/psnr_eyes": 27.0}, 50, 75.0, [BEST_LOSS, BEST_PSNR])
     assert line == (

@@ -68,6 +68,20 @@ def test_sigterm_saves_the_state_and_the_rest_is_the_same(demo, tmp_path):
     assert read_result(tmp_path / "stopped") == read_result(tmp_path / "alone")
 
 
+def test_stopped_before_anything_is_saved_there_is_nothing_to_go_on_with(demo, tmp_path):
+    argv = ["--data_dir", str(demo), *SETTINGS, "--output_dir", str(tmp_path / "out")]
+    argv += ["--cache_dir", str(tmp_path / "cache")]
+    run = start_run(argv, tmp_path / "log")
+    while "cache" not in {path.name for path in tmp_path.iterdir()}:  # it decodes the pairs
+        assert run.is_alive()
+        time.sleep(0.001)
+    run.terminate()
+    run.join()
+    assert run.exitcode == 128 + 15
+    assert "stopped at once" in (tmp_path / "log").read_text()
+    assert "go on with" not in (tmp_path / "log").read_text()
+
+
 @pytest.fixture
 def signal_at():
     """Return a function that sends this process signals when a network is called for the n-th time.

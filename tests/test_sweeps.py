@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import SCRIPT
+from conftest import SCRIPT, read_rows
 
 from tinybeauty.tracking import find_trial
 from tinybeauty_training import Config, settings
@@ -76,6 +76,18 @@ def test_a_trial_that_is_started_again_goes_on(tmp_path, capsys):
     (tmp_path / "swp1" / "run1" / "tinybeauty_last.ckpt").touch()
     assert settle_trial("swp1/run1", config, False, []) == (moved, True, again)
     assert f"this trial writes into {tmp_path / 'swp1' / 'run1'}" in capsys.readouterr().out
+
+
+def test_such_a_trial_keeps_its_best_networks_whatever_its_flags(run_trial, demo, tmp_path):
+    """`--overwrite` stands in the sweep's command for the trials that begin."""
+    settings_of_all = SMALL | {"data_dir": str(demo), "output_dir": "out", "sample_every": 1}
+    command = ["${env}", "${interpreter}", "${program}", "${args}", "--overwrite", "--config", "my.yaml"]
+    folder = tmp_path / "out" / "swp1" / "run0"
+    for epochs in (1, 2):  # the second has more to do
+        (tmp_path / "my.yaml").write_text(yaml.safe_dump(settings_of_all | {"epochs": epochs}))
+        assert run_trial(0, command) == 0
+        assert (folder / "samples_epoch_001.png").exists()
+        assert len(read_rows(folder)) == epochs
 
 
 @pytest.mark.parametrize(

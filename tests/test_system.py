@@ -314,6 +314,7 @@ def test_what_nobody_has_expected_is_one_line(error, capsys):
     stderr = capsys.readouterr().err
     assert stderr.startswith("error: ")
     assert len(stderr.splitlines()) == 1
+    assert ("too little memory" in stderr) == isinstance(error, MemoryError)
 
 
 def test_a_stop_is_no_error(capsys):

@@ -47,13 +47,15 @@ def copy_pairs(demo, folder, rename=lambda stem: stem, count=4) -> Path:
         ("caf\udce9", "caf\udce9"),
         ("Γεια/x", "Γεια/x"),
         ("a$b~c", "a$b~c"),
+        ("for$PLACE", "for$PLACE"),
         ("C:\\faces", "C:\\faces"),
     ],
 )
 def test_every_path_setting_is_what_was_meant(typed, meant, monkeypatch, tmp_path):
     monkeypatch.setenv("PLACE", "/scratch")
     monkeypatch.chdir(tmp_path)
-    Path("a$b~c").mkdir()  # a folder that is called so
+    for name in ("a$b~c", "for$PLACE"):  # folders that are called so
+        Path(name).mkdir()
     meant = meant.replace("HOME", os.environ["HOME"])
     config = Config(data_dir=typed, output_dir=typed, cache_dir=typed)
     assert (config.data_dir, config.output_dir, config.cache_dir) == (meant, meant, meant)

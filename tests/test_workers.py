@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 from conftest import ROOT
@@ -63,6 +64,16 @@ def test_results_come_in_the_order_of_the_jobs(workers):
     assert run_jobs(math.factorial, list(range(20)), workers, "counting") == [
         math.factorial(job) for job in range(20)
     ]
+
+
+def nap_and_name(job: int) -> int:
+    """Return the process that does this job, after as long as another takes to start."""
+    time.sleep(3)
+    return os.getpid()
+
+
+def test_few_jobs_are_shared_out():
+    assert len(set(run_jobs(nap_and_name, [1, 2, 3, 4], 2, "napping"))) == 2
 
 
 def test_a_worker_that_dies_is_an_error_with_a_remedy():

@@ -87,6 +87,8 @@ def tell(text: object) -> None:
 
 def describe_fault(error: OSError | MemoryError) -> str:
     """Return what the system would not do; where nobody reads stdout any more, nothing is written to it."""
+    if isinstance(error, MemoryError):
+        return "there is too little memory"
     if getattr(error, "errno", None) in (errno.EPIPE, errno.EIO):
         with suppress(OSError, AttributeError):  # else Python complains once more when it flushes it
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -95,7 +97,7 @@ def describe_fault(error: OSError | MemoryError) -> str:
 
 
 @contextmanager
-def handle_signals(numbers: Iterable[int], handler: Callable[[int, object], None]) -> Iterator[None]:
+def catch_signals(numbers: Iterable[int], handler: Callable[[int, object], None]) -> Iterator[None]:
     """Have a handler called for signals, and then whatever was called before; in the main thread alone."""
     if threading.current_thread() is not threading.main_thread():  # the only one that may set handlers
         numbers = ()
@@ -117,8 +119,13 @@ def raise_signals(message: str) -> Iterator[None]:
     numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
     # Under nohup one is ignored, and stays so.
     numbers = [number for number in numbers if signal.getsignal(number) is signal.SIG_DFL]
-    with handle_signals(numbers, stop):
+    with catch_signals(numbers, stop):
         yield
+
+
+def find_rank() -> int:
+    """Return torchrun's number of this process, 0 without torchrun."""
+    return int(os.environ["RANK"]) if "LOCAL_WORLD_SIZE" in os.environ else 0  # schedulers set a RANK too
 
 
 def run_command(command: Callable[[list[str]], None], argv: list[str] | None, interrupted: str) -> int:
@@ -132,7 +139,7 @@ def run_command(command: Callable[[list[str]], None], argv: list[str] | None, in
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a Greek folder on a terminal that knows cp1252 alone
             stream.reconfigure(errors="backslashreplace")
-    rank = int(os.environ.get("RANK", 0))  # torchrun's number of this process
+    rank = find_rank()
     who = f"process {rank}: " if rank else ""
     try:
         with raise_signals(interrupted):

@@ -32,7 +32,9 @@ def tidy_path(path: str | os.PathLike[str]) -> str:
         raise ValueError(f"must be a path, got {text!r}")
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", text):
         raise ValueError(f"must be a path of this machine, got {text!r}")
-    full = os.path.expandvars(os.path.expanduser(text))  # noqa: PTH111  Path's raises where there is no home
+    full = os.path.expanduser(text)  # noqa: PTH111  Path's raises where there is no home
+    if not os.path.lexists(full):  # a name may have a $ in it
+        full = os.path.expandvars(full)
     if full.startswith("~") and not os.path.lexists(full):
         raise ValueError(f"{text.split('/')[0]} is no user's home here, got {text!r} (a folder: ./{text})")
     if (unset := re.search(r"\$(\w+|\{\w+\})", full)) and not os.path.lexists(full):

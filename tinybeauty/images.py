@@ -107,6 +107,8 @@ def open_image(file: Path | io.BytesIO, mode: Literal["RGB", "L"] = "RGB") -> Im
             image = Image.composite(image, under, alpha)
     except UnidentifiedImageError:
         raise ValueError(f"cannot identify image file, it is no {' '.join(IMAGE_KINDS)}") from None
+    except MemoryError:  # no fault of the file
+        raise
     except Exception as error:  # a broken file makes Pillow's decoders raise nearly anything
         raise ValueError(one_line(error)) from None
     image.info = {}  # or its profile would be written into what is made of it

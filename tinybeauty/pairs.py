@@ -18,11 +18,11 @@ from tinybeauty.images import IMAGE_SUFFIXES, VARIANT, list_images
 
 
 class Pair(NamedTuple):
-    """The files of one pair; `eye_mask` is None where there is none."""
+    """The files of one pair; `eye_mask` is None where there is none, of one `alone` also source or target."""
 
     stem: str
-    source: Path
-    target: Path
+    source: Path | None
+    target: Path | None
     eye_mask: Path | None
 
 

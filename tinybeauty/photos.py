@@ -238,7 +238,7 @@ def open_photo(path: Path) -> Photo:
             raise ValueError("an animation, or a file of several pictures")
         image.load()
         return to_photo(image, data)
-    except (LeftOut, UserError):
+    except (LeftOut, UserError, MemoryError):
         raise
     except UnidentifiedImageError:
         raise LeftOut("neither a photo nor a video that can be read") from None

@@ -49,7 +49,8 @@ def draw_samples(model: nn.Module, source: Tensor, target: Tensor) -> bytes:
 def to_csv(history: list[dict[str, float]]) -> bytes:
     """Return metrics.csv: a header, then one row an epoch."""
     text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, fieldnames=list(history[0]))
+    names = {name: None for row in history for name in row}  # a run may be older than a column
+    writer = csv.DictWriter(text, fieldnames=list(names))
     writer.writeheader()
     writer.writerows(history)
     return text.getvalue().encode()

@@ -19,7 +19,7 @@ import torch
 import yaml
 
 from tinybeauty.devices import Team
-from tinybeauty.errors import Stopped, UserError, handle_signals, list_some
+from tinybeauty.errors import Stopped, UserError, catch_signals, find_rank, list_some
 from tinybeauty.files import lock_folder, make_folder, save_bytes
 from tinybeauty.progress import FINAL, NETWORKS
 from tinybeauty.settings import Settings
@@ -173,7 +173,7 @@ def open_output_dir(
         if (path / SETTINGS).exists() and not is_ours(path / SETTINGS):
             print(f"          {path / SETTINGS} is your own and stays; the run's is {SETTINGS_BESIDE}")
         try:
-            yield OutputDir(path, earlier if overwrite else [])
+            yield OutputDir(path, earlier if overwrite and not resume else [])
         finally:
             with suppress(OSError):  # Windows keeps the lock that is still ours
                 if made and [file.name for file in path.iterdir()] == [".lock"]:
@@ -252,6 +252,8 @@ def say_how_to_go_on(argv: list[str]) -> Iterator[None]:
     try:
         yield
     except Stopped as stopped:
+        if str(stopped) == INTERRUPTED:  # nothing of this start was saved yet
+            raise
         raise Stopped(f"{stopped}; go on with: {describe_resume(argv)}", stopped.signal_number) from None
 
 
@@ -283,7 +285,7 @@ def settle_trial(
     if not folder:
         return config, resume, argv
     path = Path(config.output_dir) / folder
-    if not int(os.environ.get("RANK", 0)):
+    if not find_rank():
         print(f"sweep     this trial writes into {path}")
     again = ["--config", str(path / SETTINGS)]
     return config.model_copy(update={"output_dir": str(path)}), resume or (path / STATE_FILE).exists(), again
@@ -311,7 +313,7 @@ class StopRequest:
         numbers = [signal.SIGINT, signal.SIGTERM]
         if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
             numbers.append(signal.SIGHUP)  # Windows has none
-        self._handlers.enter_context(handle_signals(numbers, self._note))
+        self._handlers.enter_context(catch_signals(numbers, self._note))
         return self
 
     def __exit__(self, *details: object) -> None:

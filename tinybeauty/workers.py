@@ -123,7 +123,7 @@ def run_jobs(
         min(workers, len(jobs)), multiprocessing.get_context("spawn"), start_worker
     ) as pool:
         try:
-            results = pool.map(task, jobs, chunksize=4)
+            results = pool.map(task, jobs, chunksize=max(1, min(4, len(jobs) // workers)))
             return list(tqdm(results, total=len(jobs), unit=unit, desc=label, disable=None))
         except BrokenProcessPool:
             raise UserError(f"a worker process was ended from outside (out of memory?); {remedy}") from None

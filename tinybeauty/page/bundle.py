@@ -28,15 +28,8 @@ from tinybeauty.files import save_bytes
 from tinybeauty.page.small_models import ROUNDINGS, shrink_model
 
 HERE = Path(__file__).resolve().parent
-WORKER = (
-    "graphs.js",
-    "tflite.js",
-    "pictures.js",
-    "faces.js",
-    "makeup.js",
-    "look.js",
-    "worker.js",
-)  # in this order
+# One script, in this order.
+WORKER = ("graphs.js", "tflite.js", "pictures.js", "faces.js", "makeup.js", "look.js", "worker.js")
 MODELS = {
     "shortRange": "face_detection_short_range.tflite",
     "fullRange": "face_detection_full_range_sparse.tflite",

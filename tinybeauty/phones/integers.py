@@ -47,7 +47,7 @@ def find_scales(samples: Array) -> Scales:
     A few large numbers are cut off where that makes the mean squared error of all smaller. The scale is
     rounded, so that the last bits of another machine's arithmetic hardly ever matter.
     """
-    low, high = min(samples.min().item(), 0.0), max(samples.max().item(), 1e-9)
+    low, high = min(samples.min().item(), 0.0), max(samples.max().item(), 1e-6)  # 0 has no scale
     best, least = (1.0, 0), np.inf
     for below in SHRINK:
         for above in SHRINK:

@@ -182,7 +182,7 @@ def describe(packed: dict[str, Any], look: str) -> dict[str, str]:
     """Return what an app's author wants to know about a file, as text."""
     facts = {
         "look": look,
-        "alignment": "FFHQ, trained at 256 x 256 px",
+        "alignment": "FFHQ, 256 x 256 px",
         "range": "source and made_up: RGB, 0 to 255 as bytes, 0 to 1 as floats; strength: 0 to 1.5",
         "license": "that of whoever trained the network",
     }
