@@ -27,11 +27,11 @@ from tqdm import tqdm
 
 from tinybeauty import outputs, photos, videos
 from tinybeauty.alignment import align, find_square, find_way_back
-from tinybeauty.blending import SIDE, Request, choose_faces, find_residual
-from tinybeauty.errors import LeftOut, Parser, UserError, run_command
+from tinybeauty.blending import SIDE, Request, choose_faces, find_own, find_residual
+from tinybeauty.errors import LeftOut, Parser, UserError, readable, run_command
 from tinybeauty.face_models import FaceModels, fetch_face_models, load_face_models
 from tinybeauty.faces import MIN_SIDE, check_colours
-from tinybeauty.files import lock_folder, make_folder, path_flag
+from tinybeauty.files import hide, lock_folder, make_folder, path_flag
 from tinybeauty.looks import find_look
 from tinybeauty.photos import Photo
 from tinybeauty.workers import count_cores, run_jobs
@@ -39,7 +39,7 @@ from tinybeauty.workers import count_cores, run_jobs
 if TYPE_CHECKING:
     from tinybeauty_training import TinyBeauty
 
-VERSION = 2  # of what is put on: another number, and the same command does everything anew
+VERSION = 3  # of what is put on: another number, and the same command does everything anew
 FEW = 4  # photos: processes of their own take three seconds to start
 
 
@@ -51,7 +51,7 @@ def make_up(photo: Photo, model: TinyBeauty, models: FaceModels, request: Reques
         LeftOut: no face gets any.
     """
     upright = photo.to_upright()
-    chosen, left_out = choose_faces(upright, models, request)
+    chosen, others, left_out = choose_faces(upright, models, request)
     residuals = []
     for face in chosen:  # all are looked at before the first is painted
         picture, points = align(upright, face.points, SIDE)
@@ -62,7 +62,9 @@ def make_up(photo: Photo, model: TinyBeauty, models: FaceModels, request: Reques
             left_out.append(str(reason))
         else:
             way = find_way_back(find_square(upright.size, face.points), SIDE)
-            residuals.append((find_residual(picture, points, model, request), way))
+            neighbours = [other.points for other in (*chosen, *others) if other is not face]
+            residual = find_residual(picture, points, model, request)
+            residuals.append((residual * find_own(face.points, neighbours, way), way))
     if not residuals:
         raise LeftOut("; ".join(left_out))
     del upright  # of a large photo it is a large copy
@@ -141,6 +143,11 @@ class Outcome:
     is_old: bool = False
     notes: list[str] = field(default_factory=list)
 
+    @property
+    def name(self) -> str:
+        """Of the photo or video, as it can be printed."""
+        return readable(self.source)
+
 
 @cache
 def open_look(look: Path) -> TinyBeauty:
@@ -184,7 +191,7 @@ def make_up_photo(order: Order, fingerprint: str) -> list[str]:
 
 def make_up_clip(order: Order, fingerprint: str) -> list[str]:
     """Make up a video and write it; return why some faces get no makeup; raises LeftOut and UserError."""
-    hidden = order.target.with_name(f".{order.target.stem}.partial{order.target.suffix}")
+    hidden = hide(order.target, order.target.suffix)  # FFmpeg goes by it
     model, models = open_look(order.look), load_face_models(order.face_models)
     left_out = videos.make_up_video(order.source, hidden, model, models, order.request)
     outputs.move_marked(hidden, order.target, fingerprint)
@@ -207,7 +214,7 @@ def summarise(outcomes: list[Outcome], out: Path) -> str:
     """Return the last lines of the command: faces without makeup, and how many files were written."""
     old = sum(outcome.is_old for outcome in outcomes)
     new = sum(not outcome.problem for outcome in outcomes) - old
-    lines = [f"{outcome.source}: without makeup: {note}" for outcome in outcomes for note in outcome.notes]
+    lines = [f"{outcome.name}: without makeup: {note}" for outcome in outcomes for note in outcome.notes]
     lines.append(f"{new:,} of {len(outcomes):,} written to {out}")
     return "\n".join(lines) + (f", {old:,} were there already" if old else "")
 
@@ -271,7 +278,7 @@ def apply_look(argv: list[str]) -> None:
         ]
         outcomes = fill_orders(orders, flags.workers)
     print(summarise(outcomes, flags.out))
-    if problems := [f"  {outcome.source}: {outcome.problem}" for outcome in outcomes if outcome.problem]:
+    if problems := [f"  {outcome.name}: {outcome.problem}" for outcome in outcomes if outcome.problem]:
         raise UserError("\n".join((f"{len(problems):,} could not be done:", *problems)))
 
 

@@ -171,7 +171,7 @@ def export_looks(argv: list[str]) -> None:
     from tinybeauty.phones.networks import read_network
     from tinybeauty_training import load_model
 
-    networks = [read_network(path, load_model(path), path.stem) for path in paths]
+    networks = [read_network(path, load_model(path), readable(path.stem)) for path in paths]
     if flags.faces is not None:
         flags.faces = read_faces(flags.faces, CALIBRATED)
     elif phones and (flags.check or flags.full_int8):

@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from tinybeauty.alignment import Array, Part, find_side, soften, window
-from tinybeauty.errors import UserError, find_similar, one_line
+from tinybeauty.errors import UserError, find_similar
 from tinybeauty.landmarks import (
     BARE_SKIN,
     BROW_BASE,
@@ -102,15 +102,9 @@ def load_look(path: Path, name: str) -> dict[str, dict[str, Any]]:
     Raises:
         UserError: the file cannot be read, the look is not in it, or a look has a wrong key or value.
     """
-    import yaml
+    from tinybeauty.settings import load_yaml  # pydantic, without which the workers start faster
 
-    try:
-        looks = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"cannot read the looks in {path}: {reason}") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is not valid YAML: {one_line(error)}") from None
+    looks = load_yaml(path)
     if not isinstance(looks, dict) or not looks:
         raise UserError(f"{path} must hold looks by name, found {type(looks).__name__}")
     looks = {str(key): look for key, look in looks.items()}

@@ -34,9 +34,10 @@ from tinybeauty.alignment import align, find_quad, find_side, find_square, find_
 from tinybeauty.blending import SIDE, Request
 from tinybeauty.face_models import FaceModels, load_face_models
 from tinybeauty.faces import find_faces
+from tinybeauty.following import Follower
 from tinybeauty.images import list_images, open_image
 from tinybeauty.landmarks import BARE_SKIN
-from tinybeauty.videos import Follower, make_up_video, paint_frame, view_planes
+from tinybeauty.videos import make_up_video, paint_frame, view_planes
 from tinybeauty_apply import Order, fill_order, find_look, open_look
 
 Array = np.ndarray
@@ -170,7 +171,7 @@ def measure_video(photo: Image.Image, models: FaceModels, model: torch.nn.Module
         whole = av.VideoFrame.from_ndarray(frame, format="rgb24").reformat(format="yuv444p")
         before.append(view_planes(whole)[0].astype(float))
         one = follower.follow(Image.fromarray(frame))[0]
-        paint_frame(whole, one, model, Request())
+        paint_frame(whole, one, [], model, Request())
         after.append(view_planes(whole)[0].astype(float))
         quads.append(find_quad(one.points))
     corners = np.stack(quads[8:]) * SIDE / find_side(one.points)

@@ -74,6 +74,17 @@ def draw_demo(out: Path, count: int, size: int, *flags: str) -> Path:
     return out
 
 
+def draw_couple() -> Image.Image:
+    """Two drawn people cheek to cheek: each of their squares holds an eye of the other."""
+    from make_demo import draw_pair
+
+    left, right = (Image.fromarray(draw_pair(number, 320, 42)[0]) for number in (3, 7))
+    couple = Image.new("RGB", (500, 320))
+    couple.paste(left, (0, 0))
+    couple.paste(right.crop((70, 0, 320, 320)), (250, 0))
+    return couple
+
+
 def read_files(folder: Path) -> dict[str, bytes]:
     """Return {path in the folder: bytes} of all its files but the training's cache."""
     paths = [path for path in folder.rglob("*") if path.is_file() and path.parent.name != ".cache"]

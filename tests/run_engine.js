@@ -3,7 +3,7 @@
 const fs = require('fs'), path = require('path');
 
 const page = path.join(__dirname, '..', 'tinybeauty', 'page'), read = (file) => new Uint8Array(fs.readFileSync(file));
-const code = ['graphs', 'pictures', 'faces', 'look'].map((name) => fs.readFileSync(path.join(page, `${name}.js`), 'utf8')).join('\n');
+const code = ['graphs', 'tflite', 'pictures', 'faces', 'makeup', 'look'].map((name) => fs.readFileSync(path.join(page, `${name}.js`), 'utf8')).join('\n');
 const {createStudio, LookError, runLook} = new Function(`${code}; return {createStudio, LookError, runLook}`)();
 const [look, models, width, height, source, out, ...others] = process.argv.slice(2), model = (name) => read(path.join(models, `${name}.tflite`));
 

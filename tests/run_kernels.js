@@ -2,7 +2,7 @@
 'use strict';
 const fs = require('fs'), path = require('path');
 
-const page = path.join(__dirname, '..', 'tinybeauty', 'page'), names = ['graphs', 'pictures', 'faces', 'look'];
+const page = path.join(__dirname, '..', 'tinybeauty', 'page'), names = ['graphs', 'tflite', 'pictures', 'faces', 'makeup', 'look'];
 const code = names.map((name) => fs.readFileSync(path.join(page, `${name}.js`), 'utf8')).join('\n');
 const {Engine, Graph, LookError, LOOK_FLOATS, packWindow, padRow, readLook, slideOver} = new Function(
   `${code}; return {Engine, Graph, LookError, LOOK_FLOATS, packWindow, padRow, readLook, slideOver}`)();

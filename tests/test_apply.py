@@ -11,22 +11,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, draw_couple
 from draw_scene import draw_scene
 from make_demo import draw_pair
 from makeup import Portrait, load_look, paint_look, to_linear_look
-from PIL import Image, ImageDraw, ImageOps, PngImagePlugin
+from PIL import Image, ImageCms, ImageDraw, ImageOps, PngImagePlugin
 
 from tinybeauty import blending
 from tinybeauty.alignment import align, find_square, find_way_back
 from tinybeauty.blending import SIDE, Request
-from tinybeauty.colour import make_profile
+from tinybeauty.colour import find_transform, make_profile
 from tinybeauty.errors import LeftOut
 from tinybeauty.face_models import load_face_models
 from tinybeauty.faces import find_faces
-from tinybeauty.formats import SIGNATURE, make_chunk, read_deep, write_deep
+from tinybeauty.formats import SIGNATURE, is_deep_avif, make_chunk, read_deep, write_deep
 from tinybeauty.images import open_image
-from tinybeauty_apply import main, open_look, put_makeup_on
+from tinybeauty.landmarks import UPPER_LID
+from tinybeauty.photos import Photo
+from tinybeauty_apply import main, make_up, open_look, put_makeup_on
 
 LOOK = ROOT / "tinybeauty_model" / "pretrained" / "evening.pt"
 DISPLAY_P3 = (0.3127, 0.3290, 0.680, 0.320, 0.265, 0.690, 0.150, 0.060)
@@ -99,6 +101,26 @@ def test_all_faces_of_a_scene_and_nothing_else(apply, scene, face_models, tmp_pa
     for face in faces:
         x, y = face.points[[14, 17]].mean(0).astype(int)  # the lower lip
         assert change[y - 2 : y + 3, x - 3 : x + 4].max() > 15
+
+
+def test_cheek_to_cheek_each_face_has_its_own_makeup(face_models):
+    couple, models = draw_couple(), load_face_models(face_models)
+    bare = np.asarray(couple).astype(int)
+    made_up = {}
+    for which in ("all", "largest"):
+        photo = Photo(couple.copy(), "PNG", b"")
+        assert make_up(photo, open_look(LOOK), models, Request(which=which)) == []
+        made_up[which] = np.asarray(photo.image).astype(int)
+    first, second = find_faces(couple, models).faces
+    for face, alone in ((first, made_up["largest"]), (second, bare)):
+        for eye in UPPER_LID:
+            x, y = face.points[list(eye)].mean(0).astype(int)
+            around = slice(y - 12, y + 13), slice(x - 16, x + 17)
+            assert np.abs(made_up["all"][around] - bare[around]).max() > 40
+            assert np.abs(made_up["largest"][around] - alone[around]).max() <= 1
+    x, y = first.points[list(UPPER_LID[1])].mean(0).astype(int)  # of the eye next to the other face
+    around = slice(y - 12, y + 13), slice(x - 16, x + 17)
+    assert np.abs(made_up["all"][around] - made_up["largest"][around]).max() <= 1
 
 
 def test_as_the_painter_at_full_size_and_the_skin_keeps_its_texture(face_models):
@@ -337,6 +359,67 @@ def test_makeup_is_the_same_in_other_colours(apply, portrait, tmp_path):
     )
     assert np.abs(p3 - srgb).max() <= 6
     assert np.abs(p3 - srgb).mean() < 0.5
+
+
+def test_a_16_bit_png_with_a_transparent_colour(apply, portrait, tmp_path):
+    pixels = np.asarray(portrait).astype(np.uint16) * 257
+    head, *rest = write_deep(pixels)
+    clear = make_chunk(b"tRNS", struct.pack(">3H", *pixels[0, 0].tolist()))
+    (tmp_path / "a.png").write_bytes(b"".join((SIGNATURE, head, clear, *rest)))
+    assert apply(tmp_path / "a.png", "--out", tmp_path / "out")[0] == 0
+    data = (tmp_path / "out" / "a.png").read_bytes()
+    assert clear in data
+    assert np.abs(read_deep(data).astype(int) - pixels).max() > 257 * 40
+
+
+def test_an_avif_that_says_its_colours_in_codes(apply, portrait, tmp_path):
+    """Of the same numbers, once as sRGB and once as Display P3: the second stays Display P3."""
+    plain, wide = tmp_path / "plain.avif", tmp_path / "wide.avif"
+    portrait.save(plain, quality=95)
+    head, box, rest = plain.read_bytes().partition(b"colrnclx")
+    wide.write_bytes(head + box + struct.pack(">H", 12) + rest[2:])
+    assert apply(plain, wide, "--out", tmp_path / "out")[0] == 0
+    with Image.open(tmp_path / "out" / "plain.avif") as after:
+        assert "icc_profile" not in after.info
+    with Image.open(tmp_path / "out" / "wide.avif") as after:
+        found = find_transform(after.info["icc_profile"], "RGB")
+        assert np.abs(np.asarray(after).astype(int)[:10] - np.asarray(portrait)[:10]).mean() < 4
+        grey, red = (np.asarray(ImageCms.applyTransform(Image.new("RGB", (1, 1), colour), found))
+                     for colour in ((128, 128, 128), (200, 60, 60)))  # fmt: skip
+    assert np.abs(grey.astype(int) - 128).max() <= 1
+    assert red[0, 0, 0] > 210
+    deep = bytearray(plain.read_bytes())
+    deep[deep.find(b"av1C") + 6] |= 0x40
+    assert (is_deep_avif(plain.read_bytes()), is_deep_avif(bytes(deep))) == (False, True)
+
+
+def test_a_bmp_with_transparency_is_left_out_with_a_remedy(error, portrait, tmp_path):
+    width, height = portrait.size
+    head = struct.pack("<IiiHHIIiiII4I", 108, width, height, 1, 32, 3, 0, 0, 0, 0, 0,
+                       0xFF0000, 0xFF00, 0xFF, 0xFF000000).ljust(108, b"\0")  # fmt: skip
+    pixels = np.asarray(portrait.convert("RGBA"))[::-1, :, [2, 1, 0, 3]].tobytes()
+    (tmp_path / "a.bmp").write_bytes(
+        b"BM" + struct.pack("<IHHI", 122 + len(pixels), 0, 0, 122) + head + pixels
+    )
+    assert "save it as PNG" in error(tmp_path / "a.bmp", "--out", tmp_path / "out")
+
+
+def test_a_comparison_says_what_its_numbers_mean(apply, portrait, tmp_path):
+    light = Image.fromarray((255 * (np.asarray(portrait) / 255.0) ** 2.2).round().astype(np.uint8))
+    light.save(tmp_path / "a.png")
+    data = (tmp_path / "a.png").read_bytes()
+    (tmp_path / "a.png").write_bytes(data[:33] + make_chunk(b"gAMA", struct.pack(">I", 100_000)) + data[33:])
+    assert apply(tmp_path / "a.png", "--out", tmp_path / "out", "--compare")[0] == 0
+    left = np.asarray(open_image(tmp_path / "out" / "a_compare.png"))[:, : portrait.width]
+    assert np.abs(left.astype(int) - np.asarray(portrait)).mean() < 3
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of 255 bytes")
+def test_a_name_nearly_as_long_as_names_can_be(apply, portrait, tmp_path):
+    name = "\u00e9" * 122 + ".png"
+    portrait.save(tmp_path / name)
+    assert apply(tmp_path / name, "--out", tmp_path / "out")[0] == 0
+    assert [path.name for path in (tmp_path / "out").glob("*.png")] == [name]
 
 
 def test_at_strength_0_the_file_is_the_photo(apply, portrait, tmp_path):

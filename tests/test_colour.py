@@ -216,6 +216,24 @@ def test_a_png_that_is_srgb_keeps_its_very_pixels(tmp_path, chunks):
     assert (read_image(path, "RGB", SIZE) == PIXELS).all()
 
 
+@pytest.mark.parametrize(("codes", "space"), [((12, 13), "display_p3"), ((1, 13), "srgb"), ((1, 1), "srgb")])
+def test_a_png_with_codes_is_what_they_say_whatever_its_profile(tmp_path, codes, space):
+    profile = make_rgb_profile("rec2020")
+    path = save(tmp_path / "a.png", encode(PIXELS, space), profile)
+    assert_alike(add_chunks(path, {b"cICP": bytes((*codes, 0, 1))}), PIXELS)
+
+
+def test_codes_that_are_not_known_leave_the_profile_its_say(tmp_path):
+    path = save(tmp_path / "a.png", encode(PIXELS, "display_p3"), make_rgb_profile("display_p3"))
+    assert_alike(add_chunks(path, {b"cICP": bytes((2, 2, 0, 1))}), PIXELS)
+
+
+def test_hdr_is_said(tmp_path):
+    path = add_chunks(save(tmp_path / "a.png", PIXELS), {b"cICP": bytes((9, 16, 0, 1))})
+    with pytest.raises(UserError, match=r"a\.png \(its colours are HDR"):
+        read_image(path, "RGB", SIZE)
+
+
 @pytest.mark.parametrize(("index", "is_adobe"), [("R03", True), ("R98", False)])
 def test_a_camera_that_says_adobe_rgb_in_exif_alone(tmp_path, index, is_adobe):
     # By hand, as older Pillows do not write a part of a part: where the first of three parts is; in it where

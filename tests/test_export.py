@@ -129,6 +129,14 @@ def test_integers_alone_cost_little_and_the_loss_is_told(faces, tmp_path, capsys
     assert path.stat().st_size <= (LOOKS / "evening.pt").stat().st_size + 25_600
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="names of any bytes")
+def test_a_look_whose_name_is_no_text(tmp_path, capsys):
+    look = tmp_path / os.fsdecode(b"caf\xe9.pt")
+    shutil.copy(LOOKS / "evening.pt", look)
+    assert main([str(look), "--to", *FILES, "--out", str(tmp_path / "phone")]) == 0, capsys.readouterr().err
+    assert (tmp_path / "phone" / r"caf\xe9.onnx").exists()
+
+
 def test_integers_of_a_network_that_changes_nothing(tmp_path, capsys):
     """What it adds is 0 everywhere: a range without width."""
     bare = shipping.pack(TinyBeauty().eval()) | {"epoch": 0, "metrics": {}}

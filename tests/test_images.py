@@ -14,7 +14,8 @@ from conftest import ROOT
 from PIL import Image
 
 from tinybeauty.errors import UserError
-from tinybeauty.images import list_images, read_image
+from tinybeauty.formats import SIGNATURE, make_chunk
+from tinybeauty.images import list_images, open_image, read_image
 
 # --- listing ----------------------------------------------------------------------------------------
 
@@ -167,6 +168,20 @@ def test_what_is_no_image_is_named(tmp_path, content):
     (tmp_path / "face.png").write_bytes(content)
     with pytest.raises(UserError, match=r"face\.png"):
         read_image(tmp_path / "face.png", "RGB", 32)
+
+
+@pytest.mark.parametrize(("bits", "kind"), [(1, 0), (2, 0), (4, 0), (8, 0), (16, 0), (8, 2), (16, 2)])
+def test_the_colour_that_is_transparent_is_so_at_every_depth(tmp_path, bits, kind):
+    """Two rows of one level, of which that of the second one is transparent."""
+    channels = 3 if kind == 2 else 1
+    levels = (0, 2 ** (bits - 1))
+    rows = [int(f"{level:0{bits}b}" * 8 * channels, 2).to_bytes(bits * channels, "big") for level in levels]
+    head = struct.pack(">IIBBBBB", 8, 2, bits, kind, 0, 0, 0)
+    chunks = [make_chunk(b"IHDR", head), make_chunk(b"tRNS", struct.pack(">H", levels[1]) * channels)]
+    chunks += [make_chunk(b"IDAT", zlib.compress(b"".join(b"\0" + row for row in rows)))]
+    (tmp_path / "a.png").write_bytes(b"".join((SIGNATURE, *chunks, make_chunk(b"IEND", b""))))
+    assert np.asarray(open_image(tmp_path / "a.png"))[:, 0].tolist() == [[0] * 3, [255] * 3]
+    assert np.asarray(open_image(tmp_path / "a.png", "L")).max() == 0
 
 
 SHORT_OF_MEMORY = """\

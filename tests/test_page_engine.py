@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import make_bold_model
+from conftest import draw_couple, make_bold_model
 from PIL import Image
 
 from tinybeauty import shipping
@@ -110,6 +110,17 @@ def test_the_squares_are_pythons(scene):
     found = np.array([face.quad for face in find_faces(photo).faces])
     assert len(said["quads"]) == len(found) == 5
     assert find_shift(find_corners(said), found).max() < 0.5
+
+
+def test_faces_cheek_to_cheek_are_made_up_as_by_python(face_models, tmp_path):
+    if not shutil.which("node"):
+        pytest.skip("node is not installed")
+    couple = draw_couple()
+    assert len(run_engine(couple, face_models, tmp_path)["quads"]) == 2
+    pixels = np.frombuffer((tmp_path / "out").read_bytes(), np.uint8).reshape(couple.height, couple.width, 4)
+    own = np.asarray(put_makeup_on(couple, load_model(LOOK), 1.0, 0.5, 1.2, 0.8)).astype(int)
+    assert np.abs(own - np.asarray(couple)).max() > 40
+    assert (np.abs(pixels[..., :3] - own).max(2) <= 2).mean() >= 0.999
 
 
 def test_a_small_page_moves_the_squares_by_less_than_a_pixel(scene, face_models, tmp_path):

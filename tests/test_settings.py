@@ -141,6 +141,17 @@ def test_broken_yaml(tmp_path, text):
     assert "\n" not in message
 
 
+@pytest.mark.parametrize(
+    "value",
+    ["2023-02-30", "0x_", "!!int abc", "!!bool maybe", "!!timestamp foo", "9" * 5000, "[" * 5000],
+    ids=lambda value: value[:12],
+)
+def test_what_pyyaml_itself_trips_over_is_one_line(tmp_path, value):
+    message = find_problem(tmp_path, f"seed: {value}")
+    assert "my.yaml is not valid YAML" in message
+    assert "\n" not in message
+
+
 @pytest.mark.parametrize("text", ["- epochs", "epochs", "5"])
 def test_yaml_that_holds_no_keys(tmp_path, text):
     message = find_problem(tmp_path, text)
@@ -148,10 +159,15 @@ def test_yaml_that_holds_no_keys(tmp_path, text):
     assert "key: value" in message
 
 
+@pytest.mark.parametrize("key", ["batch_size", "repeats", "epochs"])
+def test_numbers_that_no_machine_can_do_are_refused(tmp_path, key):
+    assert f"{key}: must be at most" in find_problem(tmp_path, f"{key}: 99999999999")
+
+
 def test_unreadable_yaml(tmp_path):
     (tmp_path / "latin.yaml").write_bytes(b"data_dir: caf\xe9")
     for path in (tmp_path / "nothing.yaml", tmp_path, tmp_path / "latin.yaml"):
-        with pytest.raises(UserError, match="cannot read the configuration"):
+        with pytest.raises(UserError, match="cannot read"):
             load_settings(Config, {}, path)
 
 

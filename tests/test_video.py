@@ -11,13 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, draw_couple
 from make_demo import draw_pair
 from PIL import Image
 
 from tinybeauty.blending import Request
 from tinybeauty.face_models import load_face_models
-from tinybeauty.videos import Followed, Follower, cut_square, paint_frame, to_picture, view_planes
+from tinybeauty.following import Followed, Follower, cut_square
+from tinybeauty.videos import paint_frame, to_picture, view_planes
 from tinybeauty_apply import main, open_look
 
 av = pytest.importorskip("av", reason="PyAV is not installed")
@@ -118,6 +119,48 @@ def test_size_rate_rotation_and_sound_stay(apply, tmp_path, name, codec, pixels,
     assert again[1] == f"0 of 1 written to {tmp_path / 'out'}, 1 were there already\n"
 
 
+def test_colours_of_rgb_stay_at_every_size(apply, tmp_path):
+    """Players take another matrix from 720 lines on."""
+    frame = np.full((720, 960, 3), (200, 40, 40), np.uint8)
+    frame[100:388, 100:452] = draw_frames(1)[0]
+    with av.open(str(tmp_path / "a.mkv"), "w") as file:
+        stream = file.add_stream("ffv1", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 960, 720, "bgr0"
+        file.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        file.mux(stream.encode(None))
+    assert apply(tmp_path / "a.mkv", "--out", tmp_path / "out")[2] == ""
+    with av.open(str(tmp_path / "out" / "a.mkv")) as file:
+        shown = next(file.decode(video=0)).reformat(format="rgb24", src_colorspace="ITU709").to_ndarray()
+    assert np.abs(shown[500:, 600:].astype(int) - (200, 40, 40)).max() <= 6
+
+
+def test_languages_titles_and_chapters_stay_and_a_colon_in_a_name(apply, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    source = write_video(Path("take.mp4"), draw_frames(2))
+    named = Path("12:30.mkv")
+    with av.open(str(source)) as old, av.open(str(named.absolute()), "w") as new:
+        chapter = {"id": 1, "start": 0, "end": 50, "time_base": Fraction(1, 1000)}
+        new.set_chapters([chapter | {"metadata": {"title": "one"}}])
+        copies = [new.add_stream_from_template(stream) for stream in old.streams]
+        copies[1].metadata.update({"language": "deu", "title": "commentary"})
+        for packet in old.demux():
+            if packet.dts is not None:
+                packet.stream = copies[packet.stream.index]
+                new.mux(packet)
+    assert apply(named, "--out", "out")[2] == ""
+    with av.open(str((Path("out") / named).absolute())) as file:
+        sound = file.streams.audio[0].metadata
+        assert (sound["language"], sound["title"]) == ("deu", "commentary")
+        assert [part["metadata"]["title"] for part in file.chapters()] == ["one"]
+
+
+def test_a_webm_of_10_bits_is_left_out_with_a_remedy(apply, tmp_path):
+    if "libsvtav1" not in av.codecs_available:
+        pytest.skip("nothing here writes one")
+    source = write_video(tmp_path / "a.webm", draw_frames(1), "libsvtav1", "yuv420p10le")
+    assert "save it as .mp4 or .mkv" in apply(source, "--out", tmp_path / "out")[2]
+
+
 def test_before_and_after_side_by_side(apply, tmp_path):
     frames = draw_frames(4)
     plain, turned = (write_video(tmp_path / f"{turn}.mp4", frames, rotation=turn) for turn in (0, -90))
@@ -153,11 +196,16 @@ def test_outside_the_square_the_planes_are_the_same(face_models):
         picture = to_picture(frame)
         face = Follower(load_face_models(face_models), Request()).follow(picture)[0]
         points = 0.4 * face.points + (100, 70)  # a small face, so that there is much outside
-        paint_frame(frame, Followed(points, cut_square(picture, points), 1.0), open_look(LOOK), Request())
+        paint_frame(frame, Followed(points, cut_square(picture, points), 1.0), [], open_look(LOOK), Request())
         for plane, old in zip(view_planes(frame), before, strict=True):
             change = np.abs(plane.astype(int) - old)[..., 0]
             assert change.max() > 0
             assert change[: change.shape[0] // 6].max() == change[:, : change.shape[1] // 6].max() == 0
+
+
+def test_the_largest_face_alone_has_a_weight(face_models):
+    follower = Follower(load_face_models(face_models), Request(which="largest"))
+    assert [one.weight for one in follower.follow(draw_couple())] == [1.0, 0.0]
 
 
 def test_a_still_face_does_not_shimmer(face_models):
@@ -171,7 +219,7 @@ def test_a_still_face_does_not_shimmer(face_models):
         frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(format="yuv444p")
         before.append(view_planes(frame)[0].astype(float))
         one = follower.follow(Image.fromarray(picture))[0]
-        paint_frame(frame, one, open_look(LOOK), Request())
+        paint_frame(frame, one, [], open_look(LOOK), Request())
         after.append(view_planes(frame)[0].astype(float))
         corners = one.points[[33, 263, 61, 291]]
         quads.append(corners)
@@ -238,7 +286,7 @@ def test_ctrl_c_leaves_no_half_video(face_models, tmp_path):
     process = subprocess.Popen(
         [*command, "--face_models", face_models], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
-    partial = tmp_path / "out" / ".long.partial.mp4"
+    partial = tmp_path / "out" / ".long.mp4.partial.mp4"
     while process.poll() is None and not (partial.exists() and partial.stat().st_size):
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from tinybeauty import faces
-from tinybeauty.alignment import soften
+from tinybeauty.alignment import move_to_square, soften
 from tinybeauty.errors import LeftOut
 from tinybeauty.landmarks import BROW_BASE, BROW_TOP, LIPS_OUTER, LOWER_LID, UPPER_LID
 
@@ -29,6 +29,7 @@ Box = tuple[int, int, int, int]  # left, top, right, bottom
 Change = Callable[[Array, Array], Array]
 SIDE = 256  # pixels of the aligned face that the network looks at
 FADE = 8  # of these: on the worst of 10 faces the residual is 10 grey levels at the square's border
+MEETING = 0.2  # of faces' sizes: over so much one face's makeup ends and the next one's begins
 BAND = 1 << 16  # pixels that are worked on at a time: what fits into a processor's cache
 
 
@@ -60,8 +61,8 @@ class Request:
 
 def choose_faces(
     photo: Image.Image, models: FaceModels, request: Request
-) -> tuple[list[faces.Face], list[str]]:
-    """Return the faces of a photo that get makeup, the largest first, and why others get none.
+) -> tuple[list[faces.Face], list[faces.Face], list[str]]:
+    """Return the faces of a photo that get makeup, the largest first, its other faces, and why they get none.
 
     Raises:
         LeftOut: there is none.
@@ -77,7 +78,8 @@ def choose_faces(
             left_out.append(f"the face at ({x:.0f}, {y:.0f}): {reason}")
     if not chosen:
         raise LeftOut("; ".join(["no face found", *left_out] if not found.faces else left_out))
-    return chosen[:1] if request.which == "largest" else chosen, left_out
+    chosen = chosen[:1] if request.which == "largest" else chosen
+    return chosen, [face for face in found.faces if face not in chosen], left_out
 
 
 @cache
@@ -125,6 +127,31 @@ def weigh_parts(points: Array, request: Request) -> Array | float:
     weights = request.skin + (request.lips - request.skin) * lip_mask
     weights = weights + (request.eyes - request.skin) * eye_mask
     return (request.strength * weights)[..., None].astype(np.float32)
+
+
+def find_own(points: Array, others: list[Array], way: Array) -> Array | float:
+    """Return how much of each pixel of an aligned face is the face's own, (SIDE, SIDE, 1), or 1.0: all.
+
+    A pixel belongs to the face whose middle is nearest, counted in each face's own size: cheek to cheek,
+    what is in one's square of the other stays free of the one's makeup.
+
+    Args:
+        points: (478, 2) landmarks in the photo.
+        others: those of the photo's other faces.
+        way: (2, 3) from the photo's pixels to the aligned face's.
+    """
+    if not others:
+        return 1.0
+    y, x = np.mgrid[:SIDE, :SIDE].astype(np.float32) + 0.5
+
+    def measure(face: Array) -> Array:
+        """Return how far the pixels are from a face's middle, in the root mean square of its landmarks."""
+        moved = move_to_square(face, way)
+        middle = moved.mean(0)
+        return np.hypot(x - middle[0], y - middle[1]) / np.sqrt(np.square(moved - middle).sum(1).mean())
+
+    nearer = np.min([measure(other) for other in others], axis=0) - measure(points)
+    return (0.5 + nearer / (2 * MEETING)).clip(0.0, 1.0)[..., None].astype(np.float32)
 
 
 def find_residual(picture: Image.Image, points: Array, model: nn.Module, request: Request) -> Array:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import hashlib
 import os
 import re
 import tempfile
@@ -15,6 +16,8 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from tinybeauty.errors import UserError, one_line
+
+MAX_NAME_BYTES = 255  # of a file, on every common file system
 
 
 def tidy_path(path: str | os.PathLike[str]) -> str:
@@ -60,6 +63,19 @@ def suppress_unsupported() -> Iterator[None]:
             raise
 
 
+def hide(path: Path, suffix: str = "") -> Path:
+    """Return the hidden name beside a file under which it is written before it is whole.
+
+    Args:
+        path: of the file.
+        suffix: what the hidden name must end with.
+    """
+    name = f".{path.name}.partial{suffix}"
+    if len(os.fsencode(name)) > MAX_NAME_BYTES:  # of a name that itself is nearly as long
+        name = f".{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]}.partial{suffix}"
+    return path.with_name(name)
+
+
 def save_bytes(path: Path, data: bytes, durable: bool = True) -> None:
     """Write a file whole or not at all: beside it under a hidden name, then renamed.
 
@@ -71,7 +87,7 @@ def save_bytes(path: Path, data: bytes, durable: bool = True) -> None:
     Raises:
         UserError: it cannot be written; what was there before is untouched.
     """
-    partial = path.with_name(f".{path.name}.partial")
+    partial = hide(path)
     try:
         with partial.open("wb") as file:
             file.write(data)

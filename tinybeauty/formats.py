@@ -99,7 +99,8 @@ def read_deep(data: bytes) -> Array:
     try:
         with av.open(io.BytesIO(data), format="png_pipe") as file:
             frame = next(file.decode(video=0))
-            return np.ascontiguousarray(frame.to_ndarray(), np.uint16)
+            channels = 3 if data[25] == 2 else 4  # FFmpeg gives RGB with a transparent colour four
+            return np.ascontiguousarray(frame.to_ndarray()[..., :channels], np.uint16)
     except (av.FFmpegError, StopIteration):
         raise ValueError("its 16-bit pixels cannot be read") from None
 
@@ -144,6 +145,20 @@ def is_lossless_webp(data: bytes) -> bool:
             return kind == b"VP8L"
         position += 8 + length + length % 2
     return False
+
+
+# ======================================================================================================
+# AVIF
+# ======================================================================================================
+
+
+def is_deep_avif(data: bytes) -> bool:
+    """Return whether an AVIF has more than 8 bits a colour.
+
+    Source: AV1-ISOBMFF 1.2.0, 2.3.3, `high_bitdepth` of the configuration box.
+    """
+    position = data.find(b"av1C")
+    return 0 <= position < len(data) - 6 and bool(data[position + 6] & 0x40)
 
 
 # ======================================================================================================

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError, features
 
-from tinybeauty.colour import to_srgb
+from tinybeauty.colour import note_codes, to_srgb
 from tinybeauty.errors import UserError, list_some, one_line, readable
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
@@ -21,7 +21,7 @@ UNREAD = {  # pictures of other kinds, which `list_images` passes over
 }
 # fmt: on
 IMAGE_KINDS = ("PNG", "JPEG", "WEBP", "BMP")  # Pillow's other decoders stay shut: some start other programs
-READER = 2  # count up when the same file is read as other pixels: what was decoded before is then made anew
+READER = 3  # count up when the same file is read as other pixels: what was decoded before is then made anew
 ORIENTATION = 0x0112  # EXIF's
 # What the names of variants end with: of anna, anna~v2 and anna~v3 (phones name edits anna~2).
 VARIANT = re.compile(r"(.+)~v\d+")
@@ -86,16 +86,16 @@ def open_image(file: Path | io.BytesIO, mode: Literal["RGB", "L"] = "RGB") -> Im
             colours: the profile does not count, and transparency lies over black, as nobody painted there.
 
     Raises:
-        ValueError: the file is broken, no image, or has more than MAX_PIXELS pixels.
+        ValueError: the file is broken, no image, has more than MAX_PIXELS pixels, or HDR colours.
     """
     try:
         with Image.open(file, formats=IMAGE_KINDS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise ValueError(f"{image.width} x {image.height} pixels are more than {MAX_PIXELS:,}")
+            note_codes(image)
+            scale_transparency(image)
             image.load()
-            if (
-                image.getexif().get(ORIENTATION, 1) != 1
-            ):  # else it copies, which takes a tenth of the decoding
+            if image.getexif().get(ORIENTATION, 1) != 1:  # else it copies, a tenth of the decoding
                 image = ImageOps.exif_transpose(image)
             image, alpha = split_alpha(image)
         if mode == "RGB":
@@ -113,6 +113,25 @@ def open_image(file: Path | io.BytesIO, mode: Literal["RGB", "L"] = "RGB") -> Im
         raise ValueError(one_line(error)) from None
     image.info = {}  # or its profile would be written into what is made of it
     return image
+
+
+def scale_transparency(image: Image.Image) -> None:
+    """Bring the transparent colour of a PNG to the 8 bits that Pillow brings its pixels to.
+
+    Args:
+        image: opened and not yet loaded.
+    """
+    if image.format != "PNG" or "transparency" not in image.info:
+        return
+    place = image.fp.tell()
+    image.fp.seek(24)
+    bits, kind = image.fp.read(2)
+    image.fp.seek(place)
+    colour = image.info["transparency"]
+    if kind == 0 and bits in (2, 4):
+        image.info["transparency"] = colour * 255 // (2**bits - 1)
+    elif kind == 2 and bits == 16:
+        image.info["transparency"] = tuple(part >> 8 for part in colour)
 
 
 def split_alpha(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image, ImageCms, JpegImagePlugin, UnidentifiedImageError
 
 from tinybeauty.blending import add_levels, find_box, lay_residual
-from tinybeauty.colour import RELATIVE, describe_colours, find_transform
+from tinybeauty.colour import RELATIVE, find_profile, find_transform, note_codes
 from tinybeauty.errors import LeftOut, UserError, one_line
 from tinybeauty.formats import (
     BITS,
@@ -25,6 +25,7 @@ from tinybeauty.formats import (
     SIGNATURE,
     describe_tiff,
     is_deep,
+    is_deep_avif,
     is_lossless_webp,
     list_chunks,
     read_deep,
@@ -34,6 +35,7 @@ from tinybeauty.formats import (
 from tinybeauty.images import IMAGE_SUFFIXES, MAX_PIXELS
 
 Array = np.ndarray
+MAX_WEBP_SIDE = 16_383  # pixels; RFC 9649, 2.7
 HEIF_SUFFIXES = {".heic", ".heif"}  # read where Pillow's plugin is installed, written as JPEG
 PHOTO_SUFFIXES = IMAGE_SUFFIXES | {".tif", ".tiff", ".avif"} | HEIF_SUFFIXES
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "TIFF", "AVIF", "HEIF")
@@ -96,7 +98,7 @@ class Colours:
 def find_colours(image: Image.Image) -> Colours:
     """Return what the numbers of an RGB, RGBA or CMYK image mean."""
     mode = "CMYK" if image.mode == "CMYK" else "RGB"
-    profile = image.info.get("icc_profile") or (describe_colours(image) if mode == "RGB" else None)
+    profile = find_profile(image)
     there = find_transform(bytes(profile), mode) if profile else None
     if there is None:
         return Colours(mode)
@@ -236,6 +238,7 @@ def open_photo(path: Path) -> Photo:
             raise ValueError(f"{image.width} x {image.height} pixels are more than {MAX_PIXELS:,}")
         if getattr(image, "n_frames", 1) > 1 and image.format not in ("MPO", "HEIF"):
             raise ValueError("an animation, or a file of several pictures")
+        note_codes(image)
         image.load()
         return to_photo(image, data)
     except (LeftOut, UserError, MemoryError):
@@ -258,6 +261,7 @@ def to_photo(image: Image.Image, data: bytes) -> Photo:
     if image.mode in ("P", "PA"):
         image = turn_palette(image)
     check_mode(image)
+    check_loss(stored, data)
     format = {"MPO": "JPEG", "HEIF": "JPEG"}.get(image.format, image.format)
     info = image.info
     options = {key: info[key] for key in ("exif", "icc_profile", "xmp", "dpi") if info.get(key)}
@@ -268,10 +272,8 @@ def to_photo(image: Image.Image, data: bytes) -> Photo:
         lossless = is_lossless_webp(data)
         options |= {"lossless": True, "exact": True} if lossless else {"quality": 95, "alpha_quality": 100}
     elif format == "AVIF":
-        options |= {"quality": 90}
+        options |= {"quality": 90, "icc_profile": find_profile(image)}  # Pillow writes no codes
     elif format == "TIFF":
-        if max(stored.tag_v2.get(BITS, (8,))) > 8:  # Pillow has cut them down to 8
-            raise LeftOut("TIFF files of 16 bits a colour are not supported; save it as a PNG of 16 bits")
         about, has_parts = describe_tiff(stored)
         # Pillow writes the parts of EXIF, such as the place, into files without compression only.
         compression = "raw" if has_parts else info.get("compression", "raw")
@@ -292,6 +294,20 @@ def check_mode(image: Image.Image) -> None:
         raise LeftOut("a grey photo: makeup needs colours")
     if image.mode not in ("RGB", "RGBA", "CMYK"):
         raise LeftOut(f"pictures of kind {image.mode} are not supported")
+
+
+def check_loss(image: Image.Image, data: bytes) -> None:
+    """Refuse an image of which Pillow cannot read or write all.
+
+    Raises:
+        LeftOut: something of it would be lost.
+    """
+    if image.format == "TIFF" and max(image.tag_v2.get(BITS, (8,))) > 8:
+        raise LeftOut("TIFF files of 16 bits a colour are not supported; save it as a PNG of 16 bits")
+    if image.format == "AVIF" and is_deep_avif(data):
+        raise LeftOut("AVIF files of over 8 bits a colour are not supported; save it as a PNG of 16 bits")
+    if image.format == "BMP" and image.mode == "RGBA":
+        raise LeftOut("BMP files with transparency are not supported; save it as PNG")
 
 
 def turn_palette(image: Image.Image) -> Image.Image:
@@ -356,13 +372,15 @@ def write_comparison(before: Image.Image, photo: Photo) -> bytes:
     """Return a file like the photo's with `before`, upright, and the photo as it is now side by side."""
     after = turn_upright(photo.image, photo.orientation)
     width, height = before.size
-    if 2 * width * height > MAX_PIXELS:
+    if 2 * width * height > MAX_PIXELS or (photo.format == "WEBP" and 2 * width > MAX_WEBP_SIDE):
         before, after = before.reduce(2), after.reduce(2)
         width, height = before.size
     both = Image.new(before.mode, (2 * width, height))
     both.paste(before, (0, 0))
     both.paste(after, (width, 0))
     options = {key: value for key, value in photo.options.items() if key not in ("exif", "xmp")}
+    if profile := find_profile(photo.image):  # what said so is not written, or was EXIF
+        options |= {"icc_profile": profile}
     if photo.format in ("JPEG", "WEBP", "AVIF"):
         options |= {"quality": 95}
     if photo.format == "PNG":

@@ -22,7 +22,7 @@ from tinybeauty.devices import Team
 from tinybeauty.errors import Stopped, UserError, catch_signals, find_rank, list_some
 from tinybeauty.files import lock_folder, make_folder, save_bytes
 from tinybeauty.progress import FINAL, NETWORKS
-from tinybeauty.settings import Settings
+from tinybeauty.settings import YAML_ERRORS, Settings
 from tinybeauty.shipping import MODEL_FORMAT, RUN_FORMAT, load_content, name_damaged
 
 STATE_FILE = "tinybeauty_last.ckpt"
@@ -67,7 +67,7 @@ def is_ours(path: Path) -> bool:
         values = yaml.safe_load(text)
         keys = list(values) if isinstance(values, dict) else []
         return {"data_dir", "wandb_project"} <= {*keys[:1], *keys[-1:]} and to_yaml(values) == text
-    except (OSError, ValueError, yaml.YAMLError):
+    except (OSError, *YAML_ERRORS):
         return False
 
 

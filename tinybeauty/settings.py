@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -55,8 +56,12 @@ def explain_problem(problem: dict[str, Any], keys: list[str]) -> str:
     return f"{key}: {text}, got {problem['input']!r}"
 
 
-class UniqueKeyLoader(yaml.SafeLoader):
-    """Refuses a key that appears twice in a mapping; PyYAML would take the last one without a word."""
+# PyYAML also trips over dates that are none, tags that do not fit, numbers of thousands of digits.
+YAML_ERRORS = (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, RecursionError)
+
+
+class Loader(yaml.SafeLoader):
+    """Refuses a key that appears twice, of which PyYAML takes the last, and knows 1e-3 for a number."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """Return the mapping.
@@ -70,19 +75,33 @@ class UniqueKeyLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+# YAML 1.2 has it, the 1.1 that PyYAML reads wants a dot in it.
+Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def load_yaml(path: Path) -> Any:
+    """Return what a YAML file holds.
+
+    Raises:
+        UserError: the file is missing or no YAML.
+    """
+    try:
+        return yaml.load(path.read_text(encoding="utf-8"), Loader)  # a SafeLoader
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
+    except YAML_ERRORS as error:
+        raise UserError(f"{path} is not valid YAML: {one_line(error)}") from None
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """Return the keys of a YAML file.
 
     Raises:
         UserError: the file is missing, no YAML, or no list of `key: value`.
     """
-    try:
-        values = yaml.load(path.read_text(encoding="utf-8"), UniqueKeyLoader)  # a SafeLoader
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"cannot read the configuration {path}: {reason}") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is not valid YAML: {one_line(error)}") from None
+    values = load_yaml(path)
     if values is None:
         return {}
     if not isinstance(values, dict):

@@ -1,7 +1,7 @@
 """A video that gets makeup: same size, rate, rotation, colours and sound, each frame as a photo would.
 
-Faces are followed from frame to frame, and their landmarks smoothed over time. The makeup is added to the
-video's own brightness and colour planes: away from the faces a frame goes into the encoder as it came.
+Its faces are followed (following.py). The makeup is added to the video's own brightness and colour planes:
+away from the faces a frame goes into the encoder as it came.
 PyAV, whose wheel brings FFmpeg, is imported when the first video comes.
 """
 
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,11 +16,11 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from tinybeauty import blending, faces
+from tinybeauty import blending
 from tinybeauty.alignment import find_quad, find_way_back, move_to_square
 from tinybeauty.blending import SIDE, Request
 from tinybeauty.errors import LeftOut, UserError, one_line
-from tinybeauty.views import cut_view
+from tinybeauty.following import Followed, Follower
 from tinybeauty.workers import run_ahead
 
 if TYPE_CHECKING:
@@ -32,114 +31,12 @@ if TYPE_CHECKING:
 
 Array = np.ndarray
 VIDEO_SUFFIXES = {".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi"}
-LOOK_AGAIN = 24  # frames until new faces are looked for
-LOOK_SOON = 12  # the same where there is none
-SMOOTH = 0.35  # of what a frame shows goes into a still face's landmarks
-STILL, MOVING = 1.5, 5.0  # pixels of 256: from there on more of it does, up to all
-FADE_IN = 0.2  # a frame: a face that turns up or turns away gets or loses its makeup softly
 CRF = "18"  # x264's quality: to the eye as good as what came in
 PLANAR = {f"yuv{full}{kind}p{deep}" for full in ("", "j") for kind in ("420", "422", "444")
           for deep in ("", "10le")}  # fmt: skip
 # Weights of red and blue in brightness, by FFmpeg's number of the matrix.
 # Source: ITU-R BT.709, BT.601, BT.2020.
 WEIGHTS = {1: (0.2126, 0.0722), 5: (0.299, 0.114), 6: (0.299, 0.114), 9: (0.2627, 0.0593)}
-
-
-# ======================================================================================================
-# Faces over time
-# ======================================================================================================
-
-
-@dataclass(frozen=True, eq=False)
-class Followed:
-    """A face that is followed, in one frame.
-
-    Attributes:
-        points: (478, 2) smoothed landmarks in the frame's pixels.
-        view: its square, RGB, SIDE x SIDE.
-        weight: how much of the makeup it has, 0 to 1.
-        note: where it was when it came, and why it has never had any makeup; empty: it has.
-    """
-
-    points: Array
-    view: Image.Image
-    weight: float
-    note: str = ""
-
-
-class Follower:
-    """Follows the faces of a video.
-
-    Attributes:
-        left_out: the notes of those that left without ever having had makeup.
-    """
-
-    def __init__(self, models: FaceModels, request: Request) -> None:
-        """Start with no face."""
-        self.models, self.request = models, request
-        self.followed: list[Followed] = []
-        self.left_out: list[str] = []
-        self.frame, self.until_look = 0, 0
-
-    def follow(self, picture: Image.Image) -> list[Followed]:
-        """Return the faces of the next frame, the largest first."""
-        self.frame += 1
-        had = len(self.followed)
-        moved = [self.move(picture, one) for one in self.followed]
-        self.left_out += [old.note for old, one in zip(self.followed, moved, strict=True) if not one]
-        self.followed = [one for one in moved if one]
-        self.until_look -= 1
-        if self.until_look <= 0 or len(self.followed) < had:
-            self.look_for_more(picture)
-            self.until_look = LOOK_AGAIN if self.followed else LOOK_SOON
-        self.followed.sort(key=lambda one: -np.ptp(one.points[:, 0]))
-        return self.followed[:1] if self.request.which == "largest" else self.followed
-
-    def move(self, picture: Image.Image, one: Followed) -> Followed | None:
-        """Return a face of the frame before as it is now; None: it is no longer there."""
-        seen = faces.track(picture, self.models, one.points)
-        if seen is None:
-            return None
-        shift = np.hypot(*(seen.points - one.points).mean(0)) * SIDE / max(seen.side, 1.0)
-        share = SMOOTH + (1 - SMOOTH) * float(np.clip((shift - STILL) / (MOVING - STILL), 0, 1))
-        points = one.points + share * (seen.points - one.points)
-        view = cut_square(picture, points)
-        reason = self.find_reason(picture, points, view)
-        change = float(np.clip((not reason) - one.weight, -FADE_IN, FADE_IN))
-        return Followed(points, view, one.weight + change, one.note if reason else "")
-
-    def find_reason(self, picture: Image.Image, points: Array, view: Image.Image) -> str:
-        """Return why makeup cannot be put on a face; empty: it can."""
-        way = find_way_back(find_quad(points), SIDE)
-        try:
-            faces.check_face(picture, points, self.request.smallest)
-            faces.check_colours(view, move_to_square(points, way))
-        except LeftOut as reason:
-            return str(reason)
-        return ""
-
-    def list_left_out(self) -> list[str]:
-        """Return a note for each kind of reason why faces never had makeup, that of the first one."""
-        notes = filter(None, (*self.left_out, *(one.note for one in self.followed)))
-        return list({note.split(": ")[1]: note for note in reversed(list(notes))}.values())[::-1]
-
-    def is_followed(self, middle: Array, width: float) -> bool:
-        """Return whether a face at `middle` is one of those that are followed."""
-        return any(np.hypot(*(one.points.mean(0) - middle)) < 0.5 * width for one in self.followed)
-
-    def look_for_more(self, picture: Image.Image) -> None:
-        """Take up the faces that are not followed yet."""
-        alone = not self.followed  # the first frame or a cut: the makeup is there at once
-        seeds = faces.find_seeds(picture, self.models, thoroughly=alone)
-        if all(self.is_followed(seed.box.mean(0), np.ptp(seed.box[:, 0])) for seed in seeds):
-            return  # what the detectors see tells at a tenth of the time that there is nobody new
-        for face in faces.find_faces(picture, self.models, rounds=1).faces:
-            x, y = face.points.mean(0)
-            if not self.is_followed(np.array((x, y)), np.ptp(face.points[:, 0])):
-                view = cut_square(picture, face.points)
-                reason = self.find_reason(picture, face.points, view)
-                note = f"the face at ({x:.0f}, {y:.0f}) in frame {self.frame}: {reason}" if reason else ""
-                self.followed.append(Followed(face.points, view, float(alone and not reason), note))
 
 
 # ======================================================================================================
@@ -170,6 +67,16 @@ def to_picture(frame: VideoFrame) -> Image.Image:
     return Image.fromarray(rgb.to_ndarray())
 
 
+def to_planar(frame: VideoFrame) -> VideoFrame:
+    """Return a frame as planes of brightness and two colours, one that has them already as it is."""
+    if frame.format.name in PLANAR:
+        return frame
+    matrix = None
+    if frame.format.is_rgb:  # the matrix that players will take to turn it back
+        matrix = "ITU601" if find_weights(frame) == WEIGHTS[6] else "ITU709"
+    return frame.reformat(format="yuv420p", dst_colorspace=matrix)
+
+
 def split_residual(residual: Array, frame: VideoFrame) -> Array:
     """Return a residual (N, N, 3) of sRGB levels as brightness and two colours, in the levels of a frame."""
     red, blue = find_weights(frame)
@@ -185,22 +92,14 @@ def split_residual(residual: Array, frame: VideoFrame) -> Array:
     return np.stack([part * (scale * deep) for part, scale in zip(parts, scales, strict=True)], axis=2)
 
 
-def cut_square(picture: Image.Image, points: Array) -> Image.Image:
-    """Return the square around a face, RGB, SIDE x SIDE.
-
-    Not by `align`: near the frame's border its soft mirrored one takes longer than all the rest.
-    """
-    quad = find_quad(points)
-    view, _ = cut_view(picture, np.stack((quad[0], quad[3] - quad[0], quad[1] - quad[0])), 2 * SIDE)
-    return Image.fromarray(view).reduce(2)
-
-
-def paint_frame(frame: VideoFrame, one: Followed, model: nn.Module, request: Request) -> None:
-    """Put makeup on one face of a frame, in place."""
+def paint_frame(
+    frame: VideoFrame, one: Followed, others: list[Array], model: nn.Module, request: Request
+) -> None:
+    """Put makeup on one face of a frame, in place; `others` are the landmarks of its other faces."""
     way = find_way_back(find_quad(one.points), SIDE)
     points = move_to_square(one.points, way)
     residual = blending.find_residual(one.view, points, model, request)
-    residual *= np.float32(one.weight)
+    residual = residual * np.float32(one.weight) * blending.find_own(one.points, others, way)
     top = 2 ** frame.format.components[0].bits - 1
     parts = split_residual(residual, frame)
     for number, plane in enumerate(view_planes(frame)):
@@ -239,9 +138,15 @@ def is_video(path: Path) -> bool:
 
 
 def add_encoder(output: Any, stream: Any, frame: VideoFrame, painted: VideoFrame) -> Any:
-    """Return a stream that encodes frames like `painted`, which was made of the first of another stream."""
+    """Return a stream that encodes frames like `painted`, which was made of the first of another stream.
+
+    Raises:
+        LeftOut: the encoder does not know such frames.
+    """
     deep = frame.format.components[0].bits > 8
     if output.format.name == "webm":
+        if deep:
+            raise LeftOut("WebM of more than 8 bits a colour is not supported; save it as .mp4 or .mkv")
         name, options = "libvpx-vp9", {"crf": "24", "b": "0", "deadline": "realtime", "cpu-used": "6"}
     else:
         name, options = ("libx265" if deep else "libx264"), {"crf": CRF, "preset": "veryfast"}
@@ -292,7 +197,7 @@ def read_frames(source: Any, stream: Any) -> Iterator[tuple[VideoFrame | None, l
             sounds += [packet] if packet.dts is not None else []
             continue
         for frame in packet.decode():
-            yield frame if frame.format.name in PLANAR else frame.reformat(format="yuv420p"), sounds
+            yield to_planar(frame), sounds
             sounds = []
     yield None, sounds
 
@@ -310,6 +215,15 @@ def follow_faces(
         yield frame, followed, sounds
 
 
+def copy_sound(source: Any, output: Any) -> dict[int, Any]:
+    """Return {number of a stream of sound: its copy in the output, with its language and title}."""
+    copies = {}
+    for sound in source.streams.audio:
+        copies[sound.index] = output.add_stream_from_template(sound)
+        copies[sound.index].metadata.update(sound.metadata)
+    return copies
+
+
 def encode_video(
     source: Any, output: Any, model: nn.Module, models: FaceModels, request: Request, name: str
 ) -> list[str]:
@@ -325,7 +239,8 @@ def encode_video(
     stream = source.streams.video[0]
     stream.thread_type = "AUTO"
     output.metadata.update(source.metadata)
-    copies = {sound.index: output.add_stream_from_template(sound) for sound in source.streams.audio}
+    output.set_chapters(source.chapters())
+    copies = copy_sound(source, output)
     follower, encoder, painted = Follower(models, request), None, False
     total = stream.frames or round(float((source.duration or 0) / 1e6 * (stream.average_rate or 0))) or None
     with (
@@ -338,7 +253,8 @@ def encode_video(
                 before = [plane.copy() for plane in view_planes(frame)] if request.compare else []
                 for one in followed:
                     if one.weight:
-                        paint_frame(frame, one, model, request)
+                        others = [other.points for other in followed if other is not one]
+                        paint_frame(frame, one, others, model, request)
                         painted = True
                 both = put_side_by_side(before, frame) if request.compare else frame
                 both = fit_encoder(both, output.format.name)
@@ -381,8 +297,9 @@ def make_up_video(
         # FFmpeg's own writer of .m4v knows no H.265.
         container = "mp4" if target.suffix.lower() == ".m4v" else None
         with (
-            av.open(str(source), metadata_errors="replace") as opened,
-            av.open(str(target), "w", format=container) as output,
+            # Absolute: FFmpeg takes what stands before a colon for a protocol, and a colon may be in a name.
+            av.open(str(source.absolute()), metadata_errors="replace") as opened,
+            av.open(str(target.absolute()), "w", format=container) as output,
         ):
             return encode_video(opened, output, model, models, request, source.name)
     except BaseException as error:

@@ -243,6 +243,11 @@ function runLook(engine, look, picture) {
 const LOOK_AGAIN = 24, LOOK_SOON = 12;  // frames until new faces are looked for; the same where there is none
 const SMOOTH = 0.35, STILL = 1.5, MOVING = 5, FADE_IN = 0.2;  // as in tinybeauty/videos.py
 
+/** Tell each face of the others, whose pixels stay free of its makeup. */
+function introduce(faces) {
+  for (const face of faces) face.others = faces.filter((other) => other !== face);
+}
+
 const toPhoto = ({width, height, data}) => ({width, height, data, channels: 4});
 
 /** Finds faces and makes them up; one for all pictures. An image is {data, width, height}, RGBA bytes. */
@@ -264,6 +269,7 @@ class Studio {
   /** Return {faces, leftOut: [{reason}]}: those that makeup can be put on, the largest first, and why others get none. */
   findFaces(image) {
     const photo = toPhoto(image), found = findAll(photo, this.models, 3);
+    introduce(found.faces);
     const faces = found.faces.filter((face) => {
       const [x, y] = middleOf(face.points);
       try {
@@ -306,6 +312,7 @@ class Studio {
       wait = faces.length ? LOOK_AGAIN : LOOK_SOON;
     }
     faces.sort((a, b) => span(b.quad[1]) - span(a.quad[1]));
+    introduce(faces);
     return {faces, state: {faces, wait}};
   }
 

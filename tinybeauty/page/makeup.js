@@ -79,6 +79,25 @@ function findMasks(points) {
   return {lips, eyes: fill(outlines, 0.05 * unit).map((value, index) => value * (1 - lips[index]))};
 }
 
+/** Return how much of each pixel of an aligned face is its own, (SIDE, SIDE), null for all. Source: tinybeauty/blending.py, find_own */
+function findOwn({points, aligned}, others) {
+  if (!others.length) return null;
+  const [[a, b, c], [d, e, f]] = aligned.way, own = new Float32Array(SIDE * SIDE);
+  const measure = (face) => {
+    const moved = face.map(([x, y]) => [a * x + b * y + c, d * x + e * y + f]), middle = middleOf(moved);
+    const size = Math.sqrt(moved.reduce((sum, point) => sum + span(minus(point, middle)) ** 2, 0) / moved.length);
+    return (x, y) => Math.sqrt((x + 0.5 - middle[0]) ** 2 + (y + 0.5 - middle[1]) ** 2) / size;
+  };
+  const toOwn = measure(points), toOthers = others.map((other) => measure(other.points));
+  for (let y = 0, at = 0; y < SIDE; y++)
+    for (let x = 0; x < SIDE; x++, at++) {
+      let nearest = Infinity;
+      for (const toOther of toOthers) nearest = Math.min(nearest, toOther(x, y));
+      own[at] = clamp(0.5 + (nearest - toOwn(x, y)) / (2 * MEETING), 0, 1);
+    }
+  return own;
+}
+
 const RAMP = Float32Array.from({length: SIDE}, (_, at) => {
   const share = clamp(Math.min(at, SIDE - 1 - at) / FADE, 0, 1);
   return share * share * (3 - 2 * share);
@@ -100,9 +119,11 @@ function findResidual(engine, look, picture) {
 function layMakeup(engine, photo, face, residual, request) {
   const aligned = face.aligned, {strength, lips, eyes, skin} = request, one = lips === eyes && eyes === skin;
   if (!aligned.masks && !one) aligned.masks = findMasks(aligned.points);
+  if (aligned.own === undefined) aligned.own = findOwn(face, face.others || []);
   let weighed = residual.slice();
   for (let at = 0, place = 0; at < weighed.length; at += 4, place++) {
-    const part = one ? skin : skin + (lips - skin) * aligned.masks.lips[place] + (eyes - skin) * aligned.masks.eyes[place], share = strength * face.weight * part;
+    const part = one ? skin : skin + (lips - skin) * aligned.masks.lips[place] + (eyes - skin) * aligned.masks.eyes[place];
+    const share = strength * face.weight * part * (aligned.own ? aligned.own[place] : 1);
     weighed[at] *= share;
     weighed[at + 1] *= share;
     weighed[at + 2] *= share;
