@@ -74,7 +74,7 @@ def choose_settings(people: int, pairs: int) -> dict[str, Any]:
         "learning_rate": 2e-4 if people < 15 else 5e-4,
         "lr_schedule": "linear",
         "ema_decay": 0.98 if people < 8 else 0.96,
-        "psnr_weight": 1e-3,
+        "psnr_weight": 5e-3,
     }
 
 
