@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from tinybeauty import faces
-from tinybeauty.alignment import move_to_square, soften
+from tinybeauty.alignment import find_side, move_to_square, soften
 from tinybeauty.errors import LeftOut
 from tinybeauty.landmarks import BROW_BASE, BROW_TOP, LIPS_OUTER, LOWER_LID, UPPER_LID
 
@@ -29,7 +29,7 @@ Box = tuple[int, int, int, int]  # left, top, right, bottom
 Change = Callable[[Array, Array], Array]
 SIDE = 256  # pixels of the aligned face that the network looks at
 FADE = 8  # of these: on the worst of 10 faces the residual is 10 grey levels at the square's border
-MEETING = 0.2  # of faces' sizes: over so much one face's makeup ends and the next one's begins
+MEETING = 0.05  # of a square's side: over so much one face's makeup ends and the next one's begins
 BAND = 1 << 16  # pixels that are worked on at a time: what fits into a processor's cache
 
 
@@ -132,7 +132,7 @@ def weigh_parts(points: Array, request: Request) -> Array | float:
 def find_own(points: Array, others: list[Array], way: Array) -> Array | float:
     """Return how much of each pixel of an aligned face is the face's own, (SIDE, SIDE, 1), or 1.0: all.
 
-    A pixel belongs to the face whose middle is nearest, counted in each face's own size: cheek to cheek,
+    A pixel belongs to the face whose middle is nearest, counted in sides of its square: cheek to cheek,
     what is in one's square of the other stays free of the one's makeup.
 
     Args:
@@ -143,12 +143,12 @@ def find_own(points: Array, others: list[Array], way: Array) -> Array | float:
     if not others:
         return 1.0
     y, x = np.mgrid[:SIDE, :SIDE].astype(np.float32) + 0.5
+    scale = np.sqrt(np.linalg.det(way[:, :2]))
 
     def measure(face: Array) -> Array:
-        """Return how far the pixels are from a face's middle, in the root mean square of its landmarks."""
-        moved = move_to_square(face, way)
-        middle = moved.mean(0)
-        return np.hypot(x - middle[0], y - middle[1]) / np.sqrt(np.square(moved - middle).sum(1).mean())
+        """Return how far the pixels are from a face's middle, its square's side being 1."""
+        across, down = move_to_square(face.mean(0), way)
+        return np.hypot(x - across, y - down) / (scale * find_side(face))
 
     nearer = np.min([measure(other) for other in others], axis=0) - measure(points)
     return (0.5 + nearer / (2 * MEETING)).clip(0.0, 1.0)[..., None].astype(np.float32)

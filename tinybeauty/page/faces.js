@@ -11,7 +11,7 @@ const LIPS_OUTER = [61, 185, 40, 39, 37, 0, 267, 269, 270, 409, 291, 375, 321, 4
 const BARE_SKIN = [50, 101, 118, 205, 280, 330, 347, 425, 9, 151, 108, 337, 195, 5];
 const EYE_CORNERS = [33, 263], NOSE_TIP = 1, FOREHEAD = 10, CHIN = 152, MOUTH_CORNERS = [61, 291];
 const DLIB_EYES = [[33, 160, 158, 133, 153, 144], [362, 385, 387, 263, 373, 380]];
-const SIDE = 256, FADE = 8, VIEW = 288, MESH_SIDE = 192, MIN_SIDE = 100, MEETING = 0.2, REACH = [0.03, 0.03, 0.06, 0.1];
+const SIDE = 256, FADE = 8, VIEW = 288, MESH_SIDE = 192, MIN_SIDE = 100, MEETING = 0.05, REACH = [0.03, 0.03, 0.06, 0.1];
 
 /** Why a face is left out, in words for a person. */
 class LeftOut extends Error {}

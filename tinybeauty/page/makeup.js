@@ -2,27 +2,32 @@
 // tinybeauty/blending.py does. Points and squares are those of faces.js.
 'use strict';
 
-/** Return {picture, points, way} of a face: its FFHQ square, SIDE pixels wide; way: (2, 3) from the photo's pixels. */
+/** Return where a (2, 3) way has a point. */
+const moveTo = (way, point) => way.map((row) => dot(row, point) + row[2]);
+
+/** Return the corners of a square. */
+const findCorners = (square) => [[0, 0], [0, 1], [1, 1], [1, 0]].map(([x, y]) => inSquare(square, x, y));
+
+/** Return {picture, points, way, square} of a face: its FFHQ square, SIDE pixels wide; way: (2, 3) from the photo's pixels. */
 function align(engine, photo, face) {
   const {width, height} = photo, sides = [[0, 0], [width, 0], [0, height]];
   let [corner, right, down] = face.quad;
-  const corners = (square) => [[0, 0], [0, 1], [1, 1], [1, 0]].map(([x, y]) => inSquare(square, x, y));
-  const apart = Math.max(...corners(face.quad).flatMap((point, index) => minus(point, corners(sides)[index]).map(Math.abs)));
+  const apart = Math.max(...findCorners(face.quad).flatMap((point, index) => minus(point, findCorners(sides)[index]).map(Math.abs)));
   const whole = width === height && apart <= 0.03 * width;  // the picture is aligned already
   if (whole) [corner, right, down] = sides;
   const area = (right[0] * down[1] - right[1] * down[0]) / SIDE;
   const rows = [[down[1] / area, -down[0] / area], [-right[1] / area, right[0] / area]];
   const way = rows.map((row) => [...row, -dot(row, corner)]);
-  const points = face.points.map((point) => way.map((row) => dot(row, point) + row[2]));
+  const points = face.points.map((point) => moveTo(way, point)), square = [corner, right, down];
   if (whole) {
     const picture = crop(photo, 0, 0, width, height);
-    return {picture: width === SIDE ? picture : resample(picture, SIDE, SIDE, LANCZOS), points, way};
+    return {picture: width === SIDE ? picture : resample(picture, SIDE, SIDE, LANCZOS), points, way, square};
   }
   let side = span(right), border = Math.max(roundEven(0.1 * side), 3);
-  const bounds = findBounds(corners([corner, right, down])), low = bounds[0].map(Math.floor), high = bounds[1].map(Math.ceil);
+  const bounds = findBounds(findCorners([corner, right, down])), low = bounds[0].map(Math.floor), high = bounds[1].map(Math.ceil);
   const from = low.map((value) => Math.max(value - border, 0)), to = [Math.min(high[0] + border, width), Math.min(high[1] + border, height)];
   if (face.live && side < 3 * SIDE)  // fewer places are looked at, and the photo's border goes on
-    return {picture: cutSquare(engine, photo, [corner, right, down], SIDE, {box: [...from, ...to], edge: 1, fine: Math.max(Math.trunc(side / SIDE), 1)}), points, way};
+    return {picture: cutSquare(engine, photo, [corner, right, down], SIDE, {box: [...from, ...to], edge: 1, fine: Math.max(Math.trunc(side / SIDE), 1)}), points, way, square};
   let part = crop(photo, ...from, ...to);
   corner = minus(corner, from);
   const shrink = Math.trunc(side / SIDE * 0.5);
@@ -32,7 +37,7 @@ function align(engine, photo, face) {
     side /= shrink;
     border = Math.max(roundEven(0.1 * side), 3);
   }
-  const [lowest, highest] = findBounds(corners([corner, right, down]));
+  const [lowest, highest] = findBounds(findCorners([corner, right, down]));
   const lacking = [...lowest.map((value) => -Math.floor(value)), Math.ceil(highest[0]) - part.width, Math.ceil(highest[1]) - part.height].map((value) => Math.max(value, -border) + border);
   if (Math.max(...lacking) > border - 4) {
     const around = lacking.map((value) => Math.max(value, roundEven(0.3 * side)));
@@ -42,7 +47,7 @@ function align(engine, photo, face) {
     corner = minus(plus(corner, around), shift);
   }
   const fine = Math.ceil(side / SIDE);
-  return {picture: cutSquare(engine, part, [corner, right, down], SIDE, {fine, bicubic: Number(fine === 1)}), points, way};
+  return {picture: cutSquare(engine, part, [corner, right, down], SIDE, {fine, bicubic: Number(fine === 1)}), points, way, square};
 }
 
 /** Throw LeftOut for an aligned face without colours. */
@@ -51,8 +56,8 @@ function checkColours({picture, points}) {
   let sum = 0, count = 0;
   for (let y = first[1]; y < last[1]; y++)
     for (let x = first[0]; x < last[0]; x++, count++) {
-      const at = 3 * (y * SIDE + x), red = picture.data[at], green = picture.data[at + 1], blue = picture.data[at + 2];
-      sum += Math.max(red, green, blue) - Math.min(red, green, blue);
+      const at = 3 * (y * SIDE + x), colour = picture.data.subarray(at, at + 3);
+      sum += Math.max(...colour) - Math.min(...colour);
     }
   if (!(sum / count >= 4)) throw new LeftOut(`grey: red, green and blue differ by ${(sum / count).toFixed(1)} of 255, 4 are needed`);
 }
@@ -80,21 +85,15 @@ function findMasks(points) {
 }
 
 /** Return how much of each pixel of an aligned face is its own, (SIDE, SIDE), null for all. Source: tinybeauty/blending.py, find_own */
-function findOwn({points, aligned}, others) {
+function findOwn(face, others) {
   if (!others.length) return null;
-  const [[a, b, c], [d, e, f]] = aligned.way, own = new Float32Array(SIDE * SIDE);
-  const measure = (face) => {
-    const moved = face.map(([x, y]) => [a * x + b * y + c, d * x + e * y + f]), middle = middleOf(moved);
-    const size = Math.sqrt(moved.reduce((sum, point) => sum + span(minus(point, middle)) ** 2, 0) / moved.length);
-    return (x, y) => Math.sqrt((x + 0.5 - middle[0]) ** 2 + (y + 0.5 - middle[1]) ** 2) / size;
-  };
-  const toOwn = measure(points), toOthers = others.map((other) => measure(other.points));
-  for (let y = 0, at = 0; y < SIDE; y++)
-    for (let x = 0; x < SIDE; x++, at++) {
-      let nearest = Infinity;
-      for (const toOther of toOthers) nearest = Math.min(nearest, toOther(x, y));
-      own[at] = clamp(0.5 + (nearest - toOwn(x, y)) / (2 * MEETING), 0, 1);
-    }
+  const {way} = face.aligned, [[a, b], [d, e]] = way, own = new Float32Array(SIDE * SIDE);
+  const [measure, ...measures] = [face, ...others].map(({points, quad}) => {
+    const [x, y] = moveTo(way, middleOf(points)), side = Math.sqrt(a * e - b * d) * span(quad[1]);
+    return (at) => Math.sqrt((at % SIDE + 0.5 - x) ** 2 + (Math.trunc(at / SIDE) + 0.5 - y) ** 2) / side;
+  });
+  for (let at = 0; at < own.length; at++)
+    own[at] = clamp(0.5 + (measures.reduce((least, other) => Math.min(least, other(at)), 9) - measure(at)) / (2 * MEETING), 0, 1);
   return own;
 }
 
@@ -117,13 +116,14 @@ function findResidual(engine, look, picture) {
 
 /** Lay a face's residual onto a photo of 4 channels, in place; request: {strength, lips, eyes, skin}. */
 function layMakeup(engine, photo, face, residual, request) {
-  const aligned = face.aligned, {strength, lips, eyes, skin} = request, one = lips === eyes && eyes === skin;
-  if (!aligned.masks && !one) aligned.masks = findMasks(aligned.points);
-  if (aligned.own === undefined) aligned.own = findOwn(face, face.others || []);
+  const {aligned} = face, {strength, lips, eyes, skin} = request, one = lips === eyes && eyes === skin;
+  if (!one) aligned.masks ??= findMasks(aligned.points);
+  aligned.own ??= findOwn(face, face.others || []);
+  const {masks, own} = aligned;
   let weighed = residual.slice();
   for (let at = 0, place = 0; at < weighed.length; at += 4, place++) {
-    const part = one ? skin : skin + (lips - skin) * aligned.masks.lips[place] + (eyes - skin) * aligned.masks.eyes[place];
-    const share = strength * face.weight * part * (aligned.own ? aligned.own[place] : 1);
+    const part = one ? skin : skin + (lips - skin) * masks.lips[place] + (eyes - skin) * masks.eyes[place];
+    const share = strength * face.weight * part * (own ? own[place] : 1);
     weighed[at] *= share;
     weighed[at + 1] *= share;
     weighed[at + 2] *= share;
@@ -135,7 +135,7 @@ function layMakeup(engine, photo, face, residual, request) {
     weighed = resample({width: SIDE, height: SIDE, channels: 4, data: weighed}, size, size, CUBIC).data;
     way = way.map((row) => row.map((value) => value * size / SIDE));
   }
-  const [low, high] = findBounds([[0, 0], [0, 1], [1, 1], [1, 0]].map(([x, y]) => inSquare(aligned.square, x, y)));
+  const [low, high] = findBounds(findCorners(aligned.square));
   const left = clamp(Math.floor(low[0]), 0, photo.width), right = clamp(Math.ceil(high[0]), 0, photo.width);
   const top = clamp(Math.floor(low[1]), 0, photo.height), bottom = clamp(Math.ceil(high[1]), 0, photo.height);
   if (left >= right || top >= bottom) return;
@@ -158,9 +158,5 @@ function layMakeup(engine, photo, face, residual, request) {
 
 /** Return a face with its aligned picture and no residuals yet. */
 function prepare(engine, photo, face) {
-  const aligned = align(engine, photo, face), [[a, b, c], [d, e, f]] = aligned.way, area = a * e - b * d;
-  const back = (x, y) => [(e * (x - c) - b * (y - f)) / area, (a * (y - f) - d * (x - c)) / area];
-  const corner = back(0, 0);
-  aligned.square = [corner, minus(back(SIDE, 0), corner), minus(back(0, SIDE), corner)];
-  return Object.assign(face, {aligned, residuals: new Map()});
+  return Object.assign(face, {aligned: align(engine, photo, face), residuals: new Map()});
 }
