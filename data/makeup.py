@@ -65,7 +65,9 @@ def find_problem(value: Any, allowed: tuple[float, float] | None) -> str:
         good = isinstance(value, str) and re.fullmatch("#[0-9a-fA-F]{6}", value)
         return "" if good else f'must be a colour like "#aa3344", in quotes, got {value!r}'
     if isinstance(value, bool) or not isinstance(value, int | float):
-        return f"must be a number, got {value!r}"
+        is_one = isinstance(value, str) and re.fullmatch(r"[-+]?\d+[eE][-+]?\d+", value)
+        hint = f", which YAML wants as {float(value)}" if is_one else ""
+        return f"must be a number, got {value!r}{hint}"
     low, high = allowed
     return "" if low <= value <= high else f"must be from {low} to {high}, got {value}"
 

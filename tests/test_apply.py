@@ -27,7 +27,7 @@ from tinybeauty.faces import find_faces
 from tinybeauty.formats import SIGNATURE, is_deep_avif, make_chunk, read_deep, write_deep
 from tinybeauty.images import open_image
 from tinybeauty.landmarks import UPPER_LID
-from tinybeauty.photos import Photo
+from tinybeauty.photos import Photo, write_comparison
 from tinybeauty_apply import main, make_up, open_look, put_makeup_on
 
 LOOK = ROOT / "tinybeauty_model" / "pretrained" / "evening.pt"
@@ -397,11 +397,20 @@ def test_a_bmp_with_transparency_is_left_out_with_a_remedy(error, portrait, tmp_
     width, height = portrait.size
     head = struct.pack("<IiiHHIIiiII4I", 108, width, height, 1, 32, 3, 0, 0, 0, 0, 0,
                        0xFF0000, 0xFF00, 0xFF, 0xFF000000).ljust(108, b"\0")  # fmt: skip
-    pixels = np.asarray(portrait.convert("RGBA"))[::-1, :, [2, 1, 0, 3]].tobytes()
+    clear = portrait.convert("RGBA")
+    clear.putpixel((0, 0), (9, 9, 9, 100))
+    pixels = np.asarray(clear)[::-1, :, [2, 1, 0, 3]].tobytes()
     (tmp_path / "a.bmp").write_bytes(
         b"BM" + struct.pack("<IHHI", 122 + len(pixels), 0, 0, 122) + head + pixels
     )
     assert "save it as PNG" in error(tmp_path / "a.bmp", "--out", tmp_path / "out")
+
+
+def test_a_comparison_of_a_picture_as_wide_as_webp_can_be(portrait):
+    wide = Image.new("RGB", (16_383, 16))
+    photo = Photo(wide.copy(), "WEBP", b"")
+    with Image.open(io.BytesIO(write_comparison(wide, photo))) as both:
+        assert both.width <= 16_383
 
 
 def test_a_comparison_says_what_its_numbers_mean(apply, portrait, tmp_path):

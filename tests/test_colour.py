@@ -232,6 +232,7 @@ def test_hdr_is_said(tmp_path):
     path = add_chunks(save(tmp_path / "a.png", PIXELS), {b"cICP": bytes((9, 16, 0, 1))})
     with pytest.raises(UserError, match=r"a\.png \(its colours are HDR"):
         read_image(path, "RGB", SIZE)
+    assert read_image(path, "L", SIZE).shape == (SIZE, SIZE, 1)  # a mask's numbers are no colours
 
 
 @pytest.mark.parametrize(("index", "is_adobe"), [("R03", True), ("R98", False)])

@@ -36,10 +36,15 @@ def test_a_command_ends_in_one_line_and_an_exit_code(monkeypatch, capsys, error,
     assert capsys.readouterr() == ("", told)
 
 
-@pytest.mark.parametrize("rank", ["", "1", "node-3"])
-def test_a_rank_that_torchrun_has_not_set_counts_for_nothing(monkeypatch, capsys, rank):
-    monkeypatch.setenv("RANK", rank)
-    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+@pytest.mark.parametrize(
+    "variables",
+    [{"RANK": "1"}, {"RANK": ""}, {"LOCAL_WORLD_SIZE": "2"}, {"LOCAL_WORLD_SIZE": "2", "RANK": ""}],
+)
+def test_a_rank_that_torchrun_has_not_set_counts_for_nothing(monkeypatch, capsys, variables):
+    for name in ("RANK", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
 
     def command(argv: list[str]) -> None:
         raise Stopped("saved", signal.SIGTERM)

@@ -17,7 +17,9 @@ from PIL import Image
 
 from tinybeauty.blending import Request
 from tinybeauty.face_models import load_face_models
+from tinybeauty.faces import find_faces
 from tinybeauty.following import Followed, Follower, cut_square
+from tinybeauty.landmarks import UPPER_LID
 from tinybeauty.videos import paint_frame, to_picture, view_planes
 from tinybeauty_apply import main, open_look
 
@@ -159,6 +161,22 @@ def test_a_webm_of_10_bits_is_left_out_with_a_remedy(apply, tmp_path):
         pytest.skip("nothing here writes one")
     source = write_video(tmp_path / "a.webm", draw_frames(1), "libsvtav1", "yuv420p10le")
     assert "save it as .mp4 or .mkv" in apply(source, "--out", tmp_path / "out")[2]
+
+
+def test_cheek_to_cheek_each_face_has_its_own_makeup(apply, face_models, tmp_path):
+    couple = draw_couple()
+    source = write_video(tmp_path / "a.mp4", [np.asarray(couple)] * 2)
+    frames = {}
+    for which in ("all", "largest"):
+        assert apply(source, "--faces", which, "--out", tmp_path / which)[2] == ""
+        frames[which] = read_video(tmp_path / which / "a.mp4")[0][1]
+    first, second = find_faces(couple, load_face_models(face_models)).faces
+    for face, same in ((first, True), (second, False)):  # the eye next to the other face
+        eyes = [face.points[list(eye)].mean(0).astype(int) for eye in UPPER_LID]
+        x, y = min(eyes, key=lambda eye: abs(eye[0] - couple.width / 2))
+        around = slice(y - 12, y + 13), slice(x - 16, x + 17)
+        apart = np.abs(frames["all"][around] - frames["largest"][around])
+        assert apart.mean() < 3 if same else apart.mean() > 10
 
 
 def test_before_and_after_side_by_side(apply, tmp_path):

@@ -68,7 +68,7 @@ def test_results_come_in_the_order_of_the_jobs(workers):
 
 def nap_and_name(job: int) -> int:
     """Return the process that does this job, after as long as another takes to start."""
-    time.sleep(3)
+    time.sleep(5)
     return os.getpid()
 
 

@@ -24,7 +24,7 @@ BRADFORD = np.array(((0.8951, 0.2664, -0.1614), (-0.7502, 1.7135, 0.0367), (0.03
 # CIE xy of white, red, green and blue, in the order of a PNG's cHRM.
 SRGB = (0.3127, 0.3290, 0.64, 0.33, 0.30, 0.60, 0.15, 0.06)
 ADOBE_RGB = (0.3127, 0.3290, 0.64, 0.33, 0.21, 0.71, 0.15, 0.06)
-# Codes of primaries and of curves, a power each, None for sRGB's; light from a scene comes on sRGB screens.
+# Codes of primaries and of curves, a power each, None for sRGB's; BT.709's curves are read as sRGB's.
 # Source: ITU-T H.273, tables 2 and 3.
 PRIMARIES = {
     1: SRGB,
@@ -178,6 +178,7 @@ def make_profile(places: tuple[float, ...], gamma: float | None) -> bytes:
         name: struct.pack(">4sI3i", b"XYZ ", 0, *(round(part * 65536) for part in value))
         for name, value in tags.items()
     } | dict.fromkeys((b"rTRC", b"gTRC", b"bTRC"), curve)
+    tags |= {b"desc": make_text("TinyBeauty"), b"cprt": make_text("None")}
     table, body = struct.pack(">I", len(tags)), b""
     for name, content in tags.items():
         table += struct.pack(">4sII", name, 128 + 4 + 12 * len(tags) + len(body), len(content))
@@ -186,3 +187,8 @@ def make_profile(places: tuple[float, ...], gamma: float | None) -> bytes:
     head = struct.pack(">I4xI4s4s4s12x4s", size, 0x04200000, b"mntr", b"RGB ", b"XYZ ", b"acsp")
     light = struct.pack(">3i", *(round(part * 65536) for part in D50))
     return (head.ljust(68, b"\0") + light).ljust(128, b"\0") + table + body
+
+
+def make_text(words: str) -> bytes:
+    """Return the tag of a profile that holds a text of an even number of letters."""
+    return struct.pack(">4s4xII4sII", b"mluc", 1, 12, b"enUS", 2 * len(words), 28) + words.encode("utf-16-be")

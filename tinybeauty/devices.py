@@ -88,11 +88,11 @@ def choose_threads(team: Team) -> None:
 @contextmanager
 def join_team() -> Iterator[Team]:
     """Give the team that `torchrun` has started this process in; without torchrun, a team of one."""
-    if "LOCAL_WORLD_SIZE" not in os.environ:
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+    if not all(os.environ.get(name, "").isdecimal() for name in names):
         choose_threads(ALONE)
         yield ALONE
         return
-    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
     team = Team(*(int(os.environ[name]) for name in names))
     if team.size > 1:
         dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")

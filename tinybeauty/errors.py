@@ -125,7 +125,8 @@ def raise_signals(message: str) -> Iterator[None]:
 
 def find_rank() -> int:
     """Return torchrun's number of this process, 0 without torchrun."""
-    return int(os.environ["RANK"]) if "LOCAL_WORLD_SIZE" in os.environ else 0  # schedulers set a RANK too
+    rank = os.environ.get("RANK", "")  # schedulers set one too
+    return int(rank) if "LOCAL_WORLD_SIZE" in os.environ and rank.isdecimal() else 0
 
 
 def run_command(command: Callable[[list[str]], None], argv: list[str] | None, interrupted: str) -> int:

@@ -67,7 +67,10 @@ class Follower:
         if self.until_look <= 0 or len(self.followed) < had:
             self.look_for_more(picture)
             self.until_look = LOOK_AGAIN if self.followed else LOOK_SOON
-        self.followed.sort(key=lambda one: -np.ptp(one.points[:, 0]))
+        found, self.followed = sorted(self.followed, key=lambda one: -np.ptp(one.points[:, 0])), []
+        for one in found:
+            if not self.is_followed(one.points.mean(0), np.ptp(one.points[:, 0])):  # else two are on one face
+                self.followed.append(one)
         if self.request.which == "all":
             return self.followed
         return [*self.followed[:1], *(replace(one, weight=0.0) for one in self.followed[1:])]

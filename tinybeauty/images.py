@@ -92,7 +92,8 @@ def open_image(file: Path | io.BytesIO, mode: Literal["RGB", "L"] = "RGB") -> Im
         with Image.open(file, formats=IMAGE_KINDS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise ValueError(f"{image.width} x {image.height} pixels are more than {MAX_PIXELS:,}")
-            note_codes(image)
+            if mode == "RGB":
+                note_codes(image)
             scale_transparency(image)
             image.load()
             if image.getexif().get(ORIENTATION, 1) != 1:  # else it copies, a tenth of the decoding

@@ -35,7 +35,7 @@ from tinybeauty.formats import (
 from tinybeauty.images import IMAGE_SUFFIXES, MAX_PIXELS
 
 Array = np.ndarray
-MAX_WEBP_SIDE = 16_383  # pixels; RFC 9649, 2.7
+MAX_SIDES = {"WEBP": 16_383, "JPEG": 65_500}  # pixels; RFC 9649, 2.7; libjpeg's JPEG_MAX_DIMENSION
 HEIF_SUFFIXES = {".heic", ".heif"}  # read where Pillow's plugin is installed, written as JPEG
 PHOTO_SUFFIXES = IMAGE_SUFFIXES | {".tif", ".tiff", ".avif"} | HEIF_SUFFIXES
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "TIFF", "AVIF", "HEIF")
@@ -306,7 +306,7 @@ def check_loss(image: Image.Image, data: bytes) -> None:
         raise LeftOut("TIFF files of 16 bits a colour are not supported; save it as a PNG of 16 bits")
     if image.format == "AVIF" and is_deep_avif(data):
         raise LeftOut("AVIF files of over 8 bits a colour are not supported; save it as a PNG of 16 bits")
-    if image.format == "BMP" and image.mode == "RGBA":
+    if image.format == "BMP" and image.mode == "RGBA" and image.getchannel("A").getextrema()[0] < 255:
         raise LeftOut("BMP files with transparency are not supported; save it as PNG")
 
 
@@ -372,15 +372,15 @@ def write_comparison(before: Image.Image, photo: Photo) -> bytes:
     """Return a file like the photo's with `before`, upright, and the photo as it is now side by side."""
     after = turn_upright(photo.image, photo.orientation)
     width, height = before.size
-    if 2 * width * height > MAX_PIXELS or (photo.format == "WEBP" and 2 * width > MAX_WEBP_SIDE):
+    while 2 * width * height > MAX_PIXELS or 2 * width > MAX_SIDES.get(photo.format, 2 * width):
         before, after = before.reduce(2), after.reduce(2)
         width, height = before.size
     both = Image.new(before.mode, (2 * width, height))
     both.paste(before, (0, 0))
     both.paste(after, (width, 0))
     options = {key: value for key, value in photo.options.items() if key not in ("exif", "xmp")}
-    if profile := find_profile(photo.image):  # what said so is not written, or was EXIF
-        options |= {"icc_profile": profile}
+    if both.mode != "CMYK":  # what says so is not written, or was EXIF, or is a profile that does not count
+        options |= {"icc_profile": find_profile(photo.image)}
     if photo.format in ("JPEG", "WEBP", "AVIF"):
         options |= {"quality": 95}
     if photo.format == "PNG":

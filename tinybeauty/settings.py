@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import re
 from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -60,8 +59,8 @@ def explain_problem(problem: dict[str, Any], keys: list[str]) -> str:
 YAML_ERRORS = (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, RecursionError)
 
 
-class Loader(yaml.SafeLoader):
-    """Refuses a key that appears twice, of which PyYAML takes the last, and knows 1e-3 for a number."""
+class UniqueKeyLoader(yaml.SafeLoader):
+    """Refuses a key that appears twice in a mapping; PyYAML would take the last one without a word."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """Return the mapping.
@@ -75,12 +74,6 @@ class Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-# YAML 1.2 has it, the 1.1 that PyYAML reads wants a dot in it.
-Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
-
-
 def load_yaml(path: Path) -> Any:
     """Return what a YAML file holds.
 
@@ -88,7 +81,7 @@ def load_yaml(path: Path) -> Any:
         UserError: the file is missing or no YAML.
     """
     try:
-        return yaml.load(path.read_text(encoding="utf-8"), Loader)  # a SafeLoader
+        return yaml.load(path.read_text(encoding="utf-8"), UniqueKeyLoader)  # a SafeLoader
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
     except YAML_ERRORS as error:

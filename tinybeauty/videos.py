@@ -239,7 +239,8 @@ def encode_video(
     stream = source.streams.video[0]
     stream.thread_type = "AUTO"
     output.metadata.update(source.metadata)
-    output.set_chapters(source.chapters())
+    whole = [part for part in source.chapters() if 0 <= part["start"] <= part["end"]]
+    output.set_chapters(whole)  # of others Matroska's writer would refuse the video
     copies = copy_sound(source, output)
     follower, encoder, painted = Follower(models, request), None, False
     total = stream.frames or round(float((source.duration or 0) / 1e6 * (stream.average_rate or 0))) or None

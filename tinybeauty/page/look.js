@@ -241,7 +241,7 @@ function runLook(engine, look, picture) {
 
 // --- The studio ---------------------------------------------------------------------------------------
 const LOOK_AGAIN = 24, LOOK_SOON = 12;  // frames until new faces are looked for; the same where there is none
-const SMOOTH = 0.35, STILL = 1.5, MOVING = 5, FADE_IN = 0.2;  // as in tinybeauty/videos.py
+const SMOOTH = 0.35, STILL = 1.5, MOVING = 5, FADE_IN = 0.2;  // as in tinybeauty/following.py
 
 /** Tell each face of the others, whose pixels stay free of its makeup. */
 function introduce(faces) {
