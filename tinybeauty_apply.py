@@ -94,9 +94,12 @@ def put_makeup_on(
         skin: of all the rest.
 
     Raises:
+        ValueError: a strength is not from 0 to 1.5.
         LeftOut: it has no face that makeup can be put on, or is of another mode.
         UserError: the models that find faces cannot be had.
     """
+    if not all(0 <= value <= 1.5 for value in (strength, lips, eyes, skin)):
+        raise ValueError("strength, lips, eyes and skin must be from 0 to 1.5")
     photos.check_mode(photo)
     copy = Photo(photo.copy(), photo.format or "", b"")
     make_up(copy, model, load_face_models(), Request(strength, lips, eyes, skin))

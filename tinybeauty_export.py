@@ -71,11 +71,12 @@ def check_file(name: str, network: Network, path: Path, flags: argparse.Namespac
         return f"not checked: pip install {writer.RUNTIME.replace('_', '-')}"
     run, limit = getattr(writer, f"open_{name}")(path, flags.float), find_limit(name, flags)
     try:
-        words = check(network, run, flags.faces[:CHECKED], limit, not flags.float)
+        for faces in flags.checked:
+            words = check(network, run, faces, limit, not flags.float)
     except UserError as error:
         raise UserError(f"{name}: {error}; nothing was written") from None
     if name != "coreml" or sys.platform == "darwin":  # where it is not emulated
-        words += tell_time(network, run, flags.faces[0], path.parent)
+        words += tell_time(network, run, flags.checked[0][0], path.parent)
     return words + (writer.describe_delegates(path) if name == "litert" else "")
 
 
@@ -172,10 +173,12 @@ def export_looks(argv: list[str]) -> None:
     from tinybeauty_training import load_model
 
     networks = [read_network(path, load_model(path), readable(path.stem)) for path in paths]
-    if flags.faces is not None:
-        flags.faces = read_faces(flags.faces, CALIBRATED)
-    elif phones and (flags.check or flags.full_int8):
-        flags.faces = draw_faces(HERE / "data" / "make_demo.py", CALIBRATED if flags.full_int8 else CHECKED)
+    drawn, own = [], flags.faces is not None
+    if phones and (flags.full_int8 or (flags.check and not own)):
+        drawn = draw_faces(HERE / "data" / "make_demo.py", CALIBRATED if flags.full_int8 else CHECKED)
+    flags.faces = read_faces(flags.faces, CALIBRATED) if own else drawn
+    # Ranges from pictures that are no faces suit these very pictures: drawn faces show it.
+    flags.checked = [faces[:CHECKED] for faces in (drawn if own else [], flags.faces) if faces]
     try:
         make_folder(flags.out.parent if is_page(flags.out) else flags.out)
     except OSError as error:

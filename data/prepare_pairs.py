@@ -534,6 +534,7 @@ def prepare_pairs(
     if strays:
         stray = f"{len(strays):,} pairs in {out} are of no photo or variant of this run"
         stray += f": {list_some(sorted(strays))}"
+        stray += "; a training takes them too, whatever look they show"
         print(f"note: {stray}; delete them or choose another --out", file=sys.stderr)
     seconds = time.monotonic() - started
     there = sum(result.there for result in results)

@@ -146,6 +146,13 @@ def test_integers_of_a_network_that_changes_nothing(tmp_path, capsys):
     assert "differs by 0 of 255 levels" in capsys.readouterr().out
 
 
+def test_ranges_of_pictures_that_are_no_faces_are_refused(tmp_path, demo, capsys):
+    words = ["evening", "--to", "litert", "--full-int8", "--faces", str(demo / "eye_mask")]
+    assert main([*words, "--out", str(tmp_path)]) == 1
+    assert "what was written is not the network" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 def test_calibration_takes_the_users_faces(tmp_path, demo, capsys):
     words = ["evening", "--to", "litert", "--full-int8", "--faces", str(demo / "source")]
     assert main([*words, "--out", str(tmp_path / "mine")]) == 0

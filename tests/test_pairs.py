@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tinybeauty.errors import UserError
+from tinybeauty.files import lock_folder
 from tinybeauty.pairs import Pair, count_variants, draw_demo_pairs, find_pairs, find_people, split_pairs
 
 EVERYONE = "(.+)"
@@ -149,6 +150,13 @@ def test_two_runs_that_want_the_demo_at_once_draw_it_once(tmp_path, capsys):
     assert (tmp_path / "drawn").read_text() == "once "
     assert len(find_pairs(demo)) == 12
     assert "waiting for another run" in capsys.readouterr().out
+
+
+def test_a_run_that_writes_beside_the_demo_does_not_wait_for_itself(tmp_path):
+    (tmp_path / "tool.py").write_text("import pathlib, sys; pathlib.Path(sys.argv[2]).mkdir()")
+    with lock_folder(tmp_path):  # as the run does with its output_dir
+        draw_demo_pairs(tmp_path / "tool.py", tmp_path / "demo")
+    assert (tmp_path / "demo").is_dir()
 
 
 # --- splitting --------------------------------------------------------------------------------------

@@ -341,6 +341,12 @@ def test_photos_that_give_no_pair_are_listed_with_the_reason(photos, tmp_path):
     (mine / "empty.png").write_bytes(b"")
     (mine / "empty.json").write_text("{}")
     save_photo(mine, "few.png", sharp, MEAN[:400])
+    save_photo(mine, "swapped.png", sharp, MEAN[:, ::-1])
+    save_photo(mine, "mirrored.png", sharp, MEAN * (-1, 1) + (256, 0))
+    save_photo(mine, "fractions.png", sharp, MEAN / 256)
+    for name, text in (("deep", "[" * 100_000), ("bare", "[[1, 2]]")):
+        save_photo(mine, f"{name}.png", sharp)
+        (mine / f"{name}.json").write_text(text)
     save_photo(mine, "words.png", sharp)
     (mine / "words.json").write_text("no json")
     told = make(mine, out)
@@ -354,6 +360,11 @@ def test_photos_that_give_no_pair_are_listed_with_the_reason(photos, tmp_path):
         "empty.png": "cannot be read: ",
         "few.png": "the landmarks beside it must be 478 points [x, y], found shape (400, 2)",
         "words.png": "the landmarks beside it cannot be read: ",
+        "swapped.png": "the landmarks beside it are those of a mirrored face",
+        "mirrored.png": "the landmarks beside it are those of a mirrored face",
+        "fractions.png": "the landmarks beside it are fractions",
+        "deep.png": "the landmarks beside it cannot be read: ",
+        "bare.png": 'the landmarks beside it cannot be read: there must be {"landmarks"',
     }.items():
         assert reasons.pop(name).startswith(start), name
     assert not reasons

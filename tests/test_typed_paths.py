@@ -132,7 +132,7 @@ def test_the_demo_is_the_demo_however_it_is_typed(typed, tmp_path, monkeypatch):
     assert not lacks_demo(folder, (Path("data/demo"),))
 
 
-@pytest.mark.parametrize("kind", ["source", "target/run"])
+@pytest.mark.parametrize("kind", ["source", "target/run", ".cache"])
 def test_a_run_does_not_write_among_the_pictures(demo, tmp_path, one_error, kind):
     pairs = copy_pairs(demo, tmp_path / "pairs")
     before = sorted(pairs.rglob("*"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import signal
 import subprocess
 import sys
@@ -156,6 +157,38 @@ def test_languages_titles_and_chapters_stay_and_a_colon_in_a_name(apply, tmp_pat
         assert [part["metadata"]["title"] for part in file.chapters()] == ["one"]
 
 
+def test_pictures_of_two_sizes_are_left_out_with_a_remedy(apply, tmp_path):
+    with av.open(str(tmp_path / "a.mkv"), "w") as file:
+        stream = file.add_stream("mjpeg", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 352, 288, "yuvj420p"
+        for number, frame in enumerate((draw_frames(1)[0], np.rot90(draw_frames(1)[0]).copy())):
+            data = io.BytesIO()
+            Image.fromarray(frame).save(data, "JPEG")
+            packet = av.Packet(data.getvalue())
+            packet.stream, packet.pts, packet.dts = stream, 40 * number, 40 * number
+            packet.time_base, packet.is_keyframe = Fraction(1, 1000), True
+            file.mux(packet)
+    assert "its pictures change their size" in apply(tmp_path / "a.mkv", "--out", tmp_path / "out")[2]
+
+
+def test_subtitles_stay(apply, tmp_path):
+    source = write_video(tmp_path / "a.mp4", draw_frames(2))
+    (tmp_path / "a.srt").write_text("1\n00:00:00,010 --> 00:00:00,030\nHallo\n\n")
+    parts = [av.open(str(path)) for path in (source, tmp_path / "a.srt")]
+    with parts[0], parts[1], av.open(str(tmp_path / "b.mkv"), "w") as new:
+        copies = {stream: new.add_stream_from_template(stream) for part in parts for stream in part.streams}
+        copies[parts[1].streams[0]].metadata["language"] = "deu"
+        for packet in (packet for part in parts for packet in part.demux()):
+            if packet.dts is not None:
+                packet.stream = copies[packet.stream]
+                new.mux(packet)
+    assert apply(tmp_path / "b.mkv", "--out", tmp_path / "out")[2] == ""
+    with av.open(str(tmp_path / "out" / "b.mkv")) as file:
+        (stream,) = file.streams.subtitles
+        assert stream.metadata["language"] == "deu"
+        assert b"Hallo" in b"".join(bytes(packet) for packet in file.demux(stream))
+
+
 def test_a_webm_of_10_bits_is_left_out_with_a_remedy(apply, tmp_path):
     if "libsvtav1" not in av.codecs_available:
         pytest.skip("nothing here writes one")
@@ -224,6 +257,32 @@ def test_outside_the_square_the_planes_are_the_same(face_models):
 def test_the_largest_face_alone_has_a_weight(face_models):
     follower = Follower(load_face_models(face_models), Request(which="largest"))
     assert [one.weight for one in follower.follow(draw_couple())] == [1.0, 0.0]
+
+
+def test_makeup_stays_with_one_face_until_another_is_clearly_larger(face_models):
+    follower = Follower(load_face_models(face_models), Request(which="largest"))
+    view = Image.new("RGB", (9, 9))
+    shape = np.stack(np.meshgrid([0, 100], [0, 120]), -1).reshape(-1, 2).astype(float)
+
+    def see(*widths: int) -> list[float]:
+        """Return the shares of two faces, side by side, of these widths in percent; the first is before."""
+        before = sorted(follower.followed, key=lambda one: one.points[0, 0]) or [None, None]
+        follower.followed = sorted(
+            (Followed(shape * width / 100 + (500 * side, 0), view, 1.0, "", old and old.share)
+             for side, (width, old) in enumerate(zip(widths, before, strict=True))),
+            key=lambda one: -one.width,
+        )  # fmt: skip
+        follower.followed = follower.share_out()
+        return [one.share for one in sorted(follower.followed, key=lambda one: one.points[0, 0])]
+
+    assert see(102, 100) == [1.0, 0.0]
+    assert see(100, 102) == [1.0, 0.0]
+    assert see(100, 120) == pytest.approx([0.8, 0.2])
+    assert see(102, 100) == pytest.approx([1.0, 0.0])
+    for _ in range(5):
+        shares = see(100, 120)
+    assert shares == pytest.approx([0.0, 1.0])
+    assert see(110, 100) == pytest.approx([0.0, 1.0])
 
 
 def test_a_still_face_does_not_shimmer(face_models):

@@ -119,7 +119,7 @@ def make_folder(folder: Path) -> None:
 
 
 @contextmanager
-def lock_folder(folder: Path, wait: bool = False) -> Iterator[None]:
+def lock_folder(folder: Path, wait: bool = False, name: str = ".lock") -> Iterator[None]:
     """Keep other runs out of the folder; the system lets go of it however this one ends.
 
     Where the file system has no locks, say so and go on without.
@@ -127,11 +127,12 @@ def lock_folder(folder: Path, wait: bool = False) -> Iterator[None]:
     Args:
         folder: which.
         wait: until another run is out of it.
+        name: of the file that is locked; another one is another lock.
 
     Raises:
         UserError: another run is in there and we do not wait.
     """
-    lock = FileLock(folder / ".lock")
+    lock = FileLock(folder / name)
     try:
         with warnings.catch_warnings():
             # Newer versions of filelock warn and go on with a file instead of flock. One that a kill leaves

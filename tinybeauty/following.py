@@ -22,6 +22,7 @@ LOOK_AGAIN = 24  # frames until new faces are looked for
 LOOK_SOON = 12  # the same where there is none
 SMOOTH = 0.35  # of what a frame shows goes into a still face's landmarks
 STILL, MOVING = 1.5, 5.0  # pixels of 256: from there on more of it does, up to all
+LARGER = 1.15  # times as wide as the largest so far: then the makeup of one face alone goes over to it
 FADE_IN = 0.2  # a frame: a face that turns up or turns away gets or loses its makeup softly
 
 
@@ -34,12 +35,24 @@ class Followed:
         view: its square, RGB, SIDE x SIDE.
         weight: how much of the makeup it has, 0 to 1.
         note: where it was when it came, and why it has never had any makeup; empty: it has.
+        share: of the weight, where the largest face alone gets makeup: 1 for that, 0 for others, or between.
     """
 
     points: Array
     view: Image.Image
     weight: float
     note: str = ""
+    share: float | None = None
+
+    @property
+    def middle(self) -> Array:
+        """Of its landmarks, (2,)."""
+        return self.points.mean(0)
+
+    @property
+    def width(self) -> float:
+        """Of its landmarks, in pixels."""
+        return float(np.ptp(self.points[:, 0]))
 
 
 class Follower:
@@ -67,13 +80,29 @@ class Follower:
         if self.until_look <= 0 or len(self.followed) < had:
             self.look_for_more(picture)
             self.until_look = LOOK_AGAIN if self.followed else LOOK_SOON
-        found, self.followed = sorted(self.followed, key=lambda one: -np.ptp(one.points[:, 0])), []
+        found, self.followed = sorted(self.followed, key=lambda one: -one.width), []
         for one in found:
-            if not self.is_followed(one.points.mean(0), np.ptp(one.points[:, 0])):  # else two are on one face
+            if not self.is_followed(one.middle, one.width):  # else two are on one face
                 self.followed.append(one)
         if self.request.which == "all":
             return self.followed
-        return [*self.followed[:1], *(replace(one, weight=0.0) for one in self.followed[1:])]
+        self.followed = self.share_out()
+        return [replace(one, weight=one.weight * one.share) for one in self.followed]
+
+    def share_out(self) -> list[Followed]:
+        """Return the faces, one of them alone with a share, softly: it keeps that until another is larger."""
+        if not self.followed:
+            return []
+        largest = self.followed[0]
+        chosen = max(self.followed, key=lambda one: one.share or 0.0)
+        if not chosen.share or largest.width > LARGER * chosen.width:
+            chosen = largest
+        shares = [float(one is chosen) for one in self.followed]
+        return [
+            replace(one, share=share if one.share is None else
+                    one.share + float(np.clip(share - one.share, -FADE_IN, FADE_IN)))
+            for one, share in zip(self.followed, shares, strict=True)
+        ]  # fmt: skip
 
     def move(self, picture: Image.Image, one: Followed) -> Followed | None:
         """Return a face of the frame before as it is now; None: it is no longer there."""
@@ -86,7 +115,7 @@ class Follower:
         view = cut_square(picture, points)
         reason = self.find_reason(picture, points, view)
         change = float(np.clip((not reason) - one.weight, -FADE_IN, FADE_IN))
-        return Followed(points, view, one.weight + change, one.note if reason else "")
+        return Followed(points, view, one.weight + change, one.note if reason else "", one.share)
 
     def find_reason(self, picture: Image.Image, points: Array, view: Image.Image) -> str:
         """Return why makeup cannot be put on a face; empty: it can."""
@@ -105,7 +134,7 @@ class Follower:
 
     def is_followed(self, middle: Array, width: float) -> bool:
         """Return whether a face at `middle` is one of those that are followed."""
-        return any(np.hypot(*(one.points.mean(0) - middle)) < 0.5 * width for one in self.followed)
+        return any(np.hypot(*(one.middle - middle)) < 0.5 * width for one in self.followed)
 
     def look_for_more(self, picture: Image.Image) -> None:
         """Take up the faces that are not followed yet."""

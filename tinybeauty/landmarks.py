@@ -43,11 +43,21 @@ def read_landmarks(data: bytes) -> Array:
         LeftOut: it holds no 478 points.
     """
     try:
-        points = np.array(json.loads(data)["landmarks"], np.float64)
-    except (ValueError, KeyError, TypeError) as error:
+        content = json.loads(data)
+        if not isinstance(content, dict) or "landmarks" not in content:
+            raise ValueError('there must be {"landmarks": [[x, y], ...]} in it')
+        points = np.array(content["landmarks"], np.float64)
+    except (ValueError, TypeError, RecursionError) as error:
         raise LeftOut(f"the landmarks beside it cannot be read: {one_line(error)}") from None
     if points.shape[:1] != (478,) or points.ndim != 2 or points.shape[1] < 2:
         raise LeftOut(f"the landmarks beside it must be 478 points [x, y], found shape {points.shape}")
     if not (abs(points) < FARTHEST).all():  # nor NaN
         raise LeftOut("the landmarks beside it must be 478 points [x, y] in pixels; some are not")
-    return points[:, :2]
+    points = points[:, :2]
+    if (abs(points) <= 2).all():
+        raise LeftOut("the landmarks beside it are fractions; multiply them by the width and the height")
+    left, right, mouth = (points[list(part)].mean(0) for part in (*DLIB_EYES, MOUTH_CORNERS))
+    across, down = right - left, mouth - (left + right) / 2
+    if across[0] * down[1] < across[1] * down[0]:
+        raise LeftOut("the landmarks beside it are those of a mirrored face; each is [x, y], not [y, x]")
+    return points

@@ -127,7 +127,7 @@ def draw_demo_pairs(tool: Path, data_dir: Path) -> None:
         UserError: it has failed, and said why.
     """
     command = [sys.executable, str(tool), "--out", str(data_dir)]
-    with lock_folder(data_dir.parent, wait=True):
+    with lock_folder(data_dir.parent, wait=True, name=f".{data_dir.name}.lock"):  # a run may write there too
         if not is_empty(data_dir):  # the other run has drawn them
             return
         with subprocess.Popen(command) as drawing:  # which waits, also after Ctrl-C, until it has cleaned up
@@ -192,7 +192,8 @@ def split_pairs(pairs: list[Pair], val_fraction: float, person_pattern: str) -> 
     if len(ranks) < 2:
         raise UserError(
             f"all {len(pairs)} pairs are of one person ({list_some(ranks)}); training needs at least two, "
-            "one to learn from and one to validate with: add pairs or change person_pattern"
+            "one to learn from and one to validate with: add pairs, change person_pattern, or set "
+            "val_fraction: 0"
         )
     by_rank = sorted(ranks, key=ranks.get)
     held_out = {person for person in ranks if ranks[person] < val_fraction} | {by_rank[0]}

@@ -293,7 +293,7 @@ def check_mode(image: Image.Image) -> None:
     if image.mode in ("1", "L", "LA") or image.mode.startswith(("I", "F")):
         raise LeftOut("a grey photo: makeup needs colours")
     if image.mode not in ("RGB", "RGBA", "CMYK"):
-        raise LeftOut(f"pictures of kind {image.mode} are not supported")
+        raise LeftOut(f"pictures of kind {image.mode} are not supported; convert it to RGB")
 
 
 def check_loss(image: Image.Image, data: bytes) -> None:

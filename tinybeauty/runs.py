@@ -151,10 +151,10 @@ def open_output_dir(
             raise UserError(f"there is nothing to resume: {path} holds no {STATE_FILE}")
         if path.resolve() == program:
             raise UserError(f"output_dir {path} is the folder of the program; choose another output_dir")
-        pictures = [(data_dir / kind).resolve() for kind in ("source", "target", "eye_mask")]
+        pictures = [(data_dir / kind).resolve() for kind in ("source", "target", "eye_mask", ".cache")]
         if any(path.resolve().is_relative_to(folder) for folder in pictures):
             raise UserError(
-                f"output_dir {path} is where data_dir has its pictures; choose another output_dir"
+                f"output_dir {path} is where data_dir has its pictures or cache; choose another output_dir"
             )
         made = [folder for folder in (path, *path.parents) if not folder.exists()]
         make_folder(path)

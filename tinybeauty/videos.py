@@ -190,13 +190,21 @@ def halve_threads() -> Iterator[None]:
 
 
 def read_frames(source: Any, stream: Any) -> Iterator[tuple[VideoFrame | None, list[Any]]]:
-    """Yield the frames of a video, each with the packets of sound before it; at last None with the rest."""
+    """Yield the frames of a video, each with the sound and subtitles before it; at last None with the rest.
+
+    Raises:
+        LeftOut: they are not all of one size.
+    """
     sounds: list[Any] = []
-    for packet in source.demux([stream, *source.streams.audio]):
+    sizes: set[tuple[int, int]] = set()
+    for packet in source.demux([stream, *source.streams.audio, *source.streams.subtitles]):
         if packet.stream.index != stream.index:
             sounds += [packet] if packet.dts is not None else []
             continue
         for frame in packet.decode():
+            sizes.add((frame.width, frame.height))
+            if len(sizes) > 1:  # the encoder would squeeze what comes then
+                raise LeftOut(f"its pictures change their size at {frame.time:.1f} s; give them one size")
             yield to_planar(frame), sounds
             sounds = []
     yield None, sounds
@@ -215,12 +223,12 @@ def follow_faces(
         yield frame, followed, sounds
 
 
-def copy_sound(source: Any, output: Any) -> dict[int, Any]:
-    """Return {number of a stream of sound: its copy in the output, with its language and title}."""
+def copy_streams(source: Any, output: Any) -> dict[int, Any]:
+    """Return {number of a stream of sound or subtitles: its copy in the output, with language and title}."""
     copies = {}
-    for sound in source.streams.audio:
-        copies[sound.index] = output.add_stream_from_template(sound)
-        copies[sound.index].metadata.update(sound.metadata)
+    for stream in (*source.streams.audio, *source.streams.subtitles):
+        copies[stream.index] = output.add_stream_from_template(stream)
+        copies[stream.index].metadata.update(stream.metadata)
     return copies
 
 
@@ -241,7 +249,7 @@ def encode_video(
     output.metadata.update(source.metadata)
     whole = [part for part in source.chapters() if 0 <= part["start"] <= part["end"]]
     output.set_chapters(whole)  # of others Matroska's writer would refuse the video
-    copies = copy_sound(source, output)
+    copies = copy_streams(source, output)
     follower, encoder, painted = Follower(models, request), None, False
     total = stream.frames or round(float((source.duration or 0) / 1e6 * (stream.average_rate or 0))) or None
     with (
