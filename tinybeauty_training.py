@@ -82,9 +82,9 @@ class Config(settings.Settings):
     lr_factor: float = Field(0.5, gt=0, lt=1, description="learning rate *= this when val/loss stalls")
     lr_patience: int = Field(3, ge=0, description="epochs without a better val/loss before that")
     ema_decay: float = Field(0.99, ge=0, lt=1, description="of the weights' moving average, which ships")
-    l1_weight: float = Field(1.0, ge=0, le=1e6, description="weight of the mean absolute error")
-    eyeliner_weight: float = Field(0.5, ge=0, le=1e6, description="weight of the eyeliner loss")
-    psnr_weight: float = Field(0.0, ge=0, le=1e6, description="weight of the missing decibels of PSNR")
+    l1_weight: float = Field(1.0, ge=0, description="weight of the mean absolute error")
+    eyeliner_weight: float = Field(0.5, ge=0, description="weight of the eyeliner loss")
+    psnr_weight: float = Field(0.0, ge=0, description="weight of the missing decibels of PSNR")
     seed: int = Field(42, ge=0, lt=2**32, description="same seed, same machine, same bytes (CPU)")
     # output
     output_dir: Folder = Field("tinybeauty_model", description="folder for all a run writes")

@@ -103,7 +103,7 @@ def test_landmarks_out_of_a_file():
     ("content", "told"),
     [
         (b"no json", "the landmarks beside it cannot be read: "),
-        (b"{}", "the landmarks beside it cannot be read: 'landmarks'"),
+        (b"{}", 'the landmarks beside it cannot be read: there must be {"landmarks": [[x, y], ...]} in it'),
         (b'{"landmarks": [[1, 2], [3]]}', "the landmarks beside it cannot be read: "),
         (b'{"landmarks": [[1, 2]]}', "the landmarks beside it must be 478 points [x, y], found shape (1, 2)"),
         (json.dumps({"landmarks": [[math.nan, 2]] * 478}).encode(), "the landmarks beside it must be 478"),

@@ -262,7 +262,8 @@ def check_finite(loss: float, epoch: int, learning_rate: float) -> None:
     if not math.isfinite(loss):
         raise UserError(
             f"the loss is {loss} in epoch {epoch}: training has diverged and stops; what was saved before is "
-            f"intact. Lower learning_rate (now {learning_rate:g}) or set precision: float32"
+            f"intact. Lower learning_rate (now {learning_rate:g}) or the losses' weights, or set precision: "
+            "float32"
         )
 
 
