@@ -51,7 +51,7 @@ def make_up(photo: Photo, model: TinyBeauty, models: FaceModels, request: Reques
         LeftOut: no face gets any.
     """
     upright = photo.to_upright()
-    chosen, others, left_out = choose_faces(upright, models, request)
+    chosen, everyone, left_out = choose_faces(upright, models, request)
     residuals = []
     for face in chosen:  # all are looked at before the first is painted
         picture, points = align(upright, face.points, SIDE)
@@ -62,7 +62,7 @@ def make_up(photo: Photo, model: TinyBeauty, models: FaceModels, request: Reques
             left_out.append(str(reason))
         else:
             way = find_way_back(find_square(upright.size, face.points), SIDE)
-            neighbours = [other.points for other in (*chosen, *others) if other is not face]
+            neighbours = [other.points for other in everyone if other is not face]
             residual = find_residual(picture, points, model, request)
             residuals.append((residual * find_own(face.points, neighbours, way), way))
     if not residuals:

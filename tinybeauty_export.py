@@ -173,12 +173,13 @@ def export_looks(argv: list[str]) -> None:
     from tinybeauty_training import load_model
 
     networks = [read_network(path, load_model(path), readable(path.stem)) for path in paths]
-    drawn, own = [], flags.faces is not None
-    if phones and (flags.full_int8 or (flags.check and not own)):
-        drawn = draw_faces(HERE / "data" / "make_demo.py", CALIBRATED if flags.full_int8 else CHECKED)
-    flags.faces = read_faces(flags.faces, CALIBRATED) if own else drawn
+    own, drawn = [] if flags.faces is None else read_faces(flags.faces, CALIBRATED), []
+    if flags.full_int8 or (phones and flags.check and not own):
+        count = CALIBRATED if flags.full_int8 and not own else CHECKED
+        drawn = draw_faces(HERE / "data" / "make_demo.py", count)
+    flags.faces = own or drawn
     # Ranges from pictures that are no faces suit these very pictures: drawn faces show it.
-    flags.checked = [faces[:CHECKED] for faces in (drawn if own else [], flags.faces) if faces]
+    flags.checked = [faces[:CHECKED] for faces in (drawn, own) if faces]
     try:
         make_folder(flags.out.parent if is_page(flags.out) else flags.out)
     except OSError as error:

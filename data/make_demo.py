@@ -34,7 +34,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `python data/
 from makeup import lay_colour, smooth
 
 from tinybeauty.errors import Parser, UserError, run_command
-from tinybeauty.files import lock_folder, path_flag
+from tinybeauty.files import hide, lock_folder, path_flag
 from tinybeauty.workers import count_cores, run_jobs
 
 Array = np.ndarray
@@ -888,7 +888,7 @@ def make_demo(out: Path, count: int, size: int, seed: int) -> None:
             f"{out} is there already and not an empty folder; delete it, or choose another folder with --out"
         )
     # All files go to a hidden folder beside it first, so that a kill leaves no half-made set.
-    hidden = out.with_name(f".{out.name}.partial")
+    hidden = hide(out)
     pairs = hidden / "pairs"
     hidden.mkdir(parents=True, exist_ok=True)
     with lock_folder(hidden):

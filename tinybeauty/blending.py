@@ -62,7 +62,7 @@ class Request:
 def choose_faces(
     photo: Image.Image, models: FaceModels, request: Request
 ) -> tuple[list[faces.Face], list[faces.Face], list[str]]:
-    """Return the faces of a photo that get makeup, the largest first, its other faces, and why they get none.
+    """Return the faces of a photo that get makeup, the largest first, all its faces, and why others get none.
 
     Raises:
         LeftOut: there is none.
@@ -78,8 +78,7 @@ def choose_faces(
             left_out.append(f"the face at ({x:.0f}, {y:.0f}): {reason}")
     if not chosen:
         raise LeftOut("; ".join(["no face found", *left_out] if not found.faces else left_out))
-    chosen = chosen[:1] if request.which == "largest" else chosen
-    return chosen, [face for face in found.faces if face not in chosen], left_out
+    return chosen[:1] if request.which == "largest" else chosen, found.faces, left_out
 
 
 @cache

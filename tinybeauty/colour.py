@@ -6,10 +6,11 @@ import io
 import struct
 from contextlib import suppress
 from functools import lru_cache
-from typing import IO
 
 import numpy as np
 from PIL import Image, ImageCms
+
+from tinybeauty.formats import find_chunk
 
 SPACES = {"L": "GRAY", "RGB": "RGB", "CMYK": "CMYK"}  # mode: the colour space of a profile that fits it
 KINDS = {
@@ -103,21 +104,6 @@ def note_codes(image: Image.Image) -> None:
         raise ValueError("its colours are HDR (PQ or HLG), which are not supported; save it as sRGB")
     if primaries in PRIMARIES and curve in CURVES:
         image.info["cicp"] = (primaries, curve)
-
-
-def find_chunk(file: IO[bytes], kind: bytes) -> bytes:
-    """Return what a chunk before a PNG's pixels holds, b"" without it; the file stays where it is."""
-    place, content = file.tell(), b""
-    file.seek(8)
-    while len(head := file.read(8)) == 8:
-        length, found = struct.unpack(">I4s", head)
-        if found == kind:
-            content = file.read(length)
-        if found in (kind, b"IDAT"):
-            break
-        file.seek(length + 4, 1)
-    file.seek(place)
-    return content
 
 
 def find_profile(image: Image.Image) -> bytes | None:

@@ -97,12 +97,11 @@ class Follower:
         chosen = max(self.followed, key=lambda one: one.share or 0.0)
         if not chosen.share or largest.width > LARGER * chosen.width:
             chosen = largest
-        shares = [float(one is chosen) for one in self.followed]
-        return [
-            replace(one, share=share if one.share is None else
-                    one.share + float(np.clip(share - one.share, -FADE_IN, FADE_IN)))
-            for one, share in zip(self.followed, shares, strict=True)
-        ]  # fmt: skip
+        shared = []
+        for one in self.followed:
+            goal = float(one is chosen)
+            shared.append(replace(one, share=goal if one.share is None else fade(one.share, goal)))
+        return shared
 
     def move(self, picture: Image.Image, one: Followed) -> Followed | None:
         """Return a face of the frame before as it is now; None: it is no longer there."""
@@ -114,8 +113,8 @@ class Follower:
         points = one.points + share * (seen.points - one.points)
         view = cut_square(picture, points)
         reason = self.find_reason(picture, points, view)
-        change = float(np.clip((not reason) - one.weight, -FADE_IN, FADE_IN))
-        return Followed(points, view, one.weight + change, one.note if reason else "", one.share)
+        weight = fade(one.weight, float(not reason))
+        return Followed(points, view, weight, one.note if reason else "", one.share)
 
     def find_reason(self, picture: Image.Image, points: Array, view: Image.Image) -> str:
         """Return why makeup cannot be put on a face; empty: it can."""
@@ -149,6 +148,11 @@ class Follower:
                 reason = self.find_reason(picture, face.points, view)
                 note = f"the face at ({x:.0f}, {y:.0f}) in frame {self.frame}: {reason}" if reason else ""
                 self.followed.append(Followed(face.points, view, float(alone and not reason), note))
+
+
+def fade(value: float, goal: float) -> float:
+    """Return a value that goes to a goal, as it is a frame later."""
+    return value + float(np.clip(goal - value, -FADE_IN, FADE_IN))
 
 
 def cut_square(picture: Image.Image, points: Array) -> Image.Image:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from typing import IO
 
 import numpy as np
 from PIL import Image
@@ -78,6 +79,21 @@ def list_chunks(data: bytes) -> list[tuple[bytes, bytes]]:
         chunks.append((kind, data[position : position + 12 + length]))
         position += 12 + length
     return chunks
+
+
+def find_chunk(file: IO[bytes], kind: bytes) -> bytes:
+    """Return what a chunk before a PNG's pixels holds, b"" without it; the file stays where it is."""
+    place, content = file.tell(), b""
+    file.seek(8)
+    while len(head := file.read(8)) == 8:
+        length, found = struct.unpack(">I4s", head)
+        if found == kind:
+            content = file.read(length)
+        if found in (kind, b"IDAT"):
+            break
+        file.seek(length + 4, 1)
+    file.seek(place)
+    return content
 
 
 def is_deep(data: bytes) -> bool:

@@ -12,6 +12,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError, features
 
 from tinybeauty.colour import note_codes, to_srgb
 from tinybeauty.errors import UserError, list_some, one_line, readable
+from tinybeauty.formats import find_chunk
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 # fmt: off
@@ -124,10 +125,7 @@ def scale_transparency(image: Image.Image) -> None:
     """
     if image.format != "PNG" or "transparency" not in image.info:
         return
-    place = image.fp.tell()
-    image.fp.seek(24)
-    bits, kind = image.fp.read(2)
-    image.fp.seek(place)
+    bits, kind = find_chunk(image.fp, b"IHDR")[8:10]
     colour = image.info["transparency"]
     if kind == 0 and bits in (2, 4):
         image.info["transparency"] = colour * 255 // (2**bits - 1)

@@ -7,6 +7,7 @@ its colour subsampling, so that what was not painted on is decoded as before, bu
 from __future__ import annotations
 
 import io
+import math
 import struct
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -372,7 +373,7 @@ def write_comparison(before: Image.Image, photo: Photo) -> bytes:
     """Return a file like the photo's with `before`, upright, and the photo as it is now side by side."""
     after = turn_upright(photo.image, photo.orientation)
     width, height = before.size
-    while 2 * width * height > MAX_PIXELS or 2 * width > MAX_SIDES.get(photo.format, 2 * width):
+    while 2 * width * height > MAX_PIXELS or 2 * width > MAX_SIDES.get(photo.format, math.inf):
         before, after = before.reduce(2), after.reduce(2)
         width, height = before.size
     both = Image.new(before.mode, (2 * width, height))

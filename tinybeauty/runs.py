@@ -246,14 +246,16 @@ def read_epoch(path: Path) -> int | None:
         return None
 
 
+class Saved(Stopped):
+    """The run was stopped and its state saved, so that it can go on; before that Stopped itself is raised."""
+
+
 @contextmanager
 def say_how_to_go_on(argv: list[str]) -> Iterator[None]:
     """Add to what is said of a run that was stopped the command that goes on with it."""
     try:
         yield
-    except Stopped as stopped:
-        if str(stopped) == INTERRUPTED:  # nothing of this start was saved yet
-            raise
+    except Saved as stopped:
         raise Stopped(f"{stopped}; go on with: {describe_resume(argv)}", stopped.signal_number) from None
 
 
@@ -337,6 +339,6 @@ class StopRequest:
         asked = self._signal_number is not None
         return bool(team.all_reduce(torch.tensor(int(asked)))) if team.size > 1 else asked
 
-    def stopped(self) -> Stopped:
+    def stopped(self) -> Saved:
         """Return what to raise once the state is saved."""
-        return Stopped("stopped, the state is saved", self._signal_number or signal.SIGTERM)
+        return Saved("stopped, the state is saved", self._signal_number or signal.SIGTERM)
